@@ -26,6 +26,7 @@ class Reason(enum.StrEnum):
 
     RULE_MATCHED = "RuleMatched"
     DEFAULT_ACTION = "DefaultAction"
+    NOT_SELECTED = "NotSelected"  # no policy selects the pod; the connection reached the proxy all the same
     NAME_MISSING = "NameMissing"  # names.missingSNI: Block
     ENCRYPTED_CLIENT_HELLO = "EncryptedClientHello"  # names.encryptedClientHello: Block
     HOST_MISMATCH = "HostMismatch"  # names.hostMismatch: Block
