@@ -1,0 +1,67 @@
+# Every target does its own set-up. On Debian as root the missing packages are installed; otherwise you are told which.
+PYTHON ?= python3
+SEED ?= 1
+
+# nft and ip live in sbin, which is not on everybody's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+export PYTHON
+unexport PYTHONHOME
+
+VENV := .venv/bin
+SOURCES := $(CURDIR)/policy:$(CURDIR)/proxy:$(CURDIR)/cli
+UNCOMPILED := PELLUCID_FORM=uncompiled PYTHONPATH=$(SOURCES)
+# The path of the compiled form, which is made first where it is out of date.
+COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
+COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format engine bench fuzz fuzz-short lock clean setup setup-python
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: setup  ## pods, a node and servers in namespaces; policies at work, changed under traffic (a minute)
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m pellucid_cli.demo
+
+test: setup  ## the whole suite on the sources, then all that runs the engine on the compiled form
+	@echo "== uncompiled form"
+	@$(UNCOMPILED) $(VENV)/python -m pytest tests $(ARGS)
+	@echo "== compiled form"
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m pytest $(wildcard tests/policy tests/proxy tests/netns tests/cli) $(ARGS)
+
+lint: setup-python  ## style, types, import contracts
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+	@PYTHONPATH=$(SOURCES) $(VENV)/lint-imports
+
+format: setup-python  ## rewrite the sources in the project's style
+	@$(VENV)/ruff check --fix-only .
+	@$(VENV)/ruff format .
+
+engine: setup  ## the compiled form, under build/compiled/current
+	@$(VENV)/python tools/build_compiled.py
+
+bench: setup  ## side by side with HAProxy, nginx, Envoy, Squid and mitmproxy; prints the ratios
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.run $(ARGS)
+
+fuzz: setup-python  ## every parser on mutated input, for as long as ARGS say
+	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --seed $(SEED) $(ARGS)
+
+fuzz-short: setup-python  ## the same, a short run of fixed length
+	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --executions 20000 --seed $(SEED)
+
+lock:  ## requirements.lock from pyproject.toml; ARGS=--upgrade for the newest versions
+	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
+	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o requirements.lock $(ARGS)
+
+clean:  ## everything that was made
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@tools/setup.sh system
+
+setup-python:
+	@tools/setup.sh
