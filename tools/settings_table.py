@@ -61,12 +61,13 @@ def rows(source: str) -> Iterator[tuple[str, str, str]]:
                 value = ast.get_source_segment(source, field.value) if field.value else None
                 if value and value.endswith("()") and value[:-2] in PREFIX:
                     continue  # its fields have rows of their own
-                meaning = notes.get(field.lineno) or field.target.id.replace("_", " ")
-                yield (
-                    PREFIX.get(body.name, "") + field.target.id,
-                    f"`{value}`" if value else "must be given",
-                    meaning.replace("|", "or"),
-                )
+                meaning = notes.get(field.lineno)
+                if not meaning:
+                    raise ValueError(
+                        f"{SOURCE.name}:{field.lineno}: {field.target.id} lacks a comment that says what it is for"
+                    )
+                default = f"`{value}`" if value else "must be given"
+                yield PREFIX.get(body.name, "") + field.target.id, default, meaning.replace("|", "or")
 
 
 def comments(source: str) -> dict[int, str]:

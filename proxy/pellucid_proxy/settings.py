@@ -9,7 +9,7 @@ class Marks(msgspec.Struct, frozen=True):
 
     Free of the bits of kube-proxy, Calico, Cilium, portmap, AWS CNI, Tailscale and Istio. Set and compared under mask only."""
 
-    mask: int = 0x1040
+    mask: int = 0x1040  # the only bits of a mark that are read or written
     intercept: int = 0x1000  # deliver to the proxy's listener or socket
     reply: int = 0x0040  # reply to a socket of the proxy that bears a pod's address
     egress: int = 0x1040  # sent by the proxy itself: never intercepted
@@ -22,18 +22,18 @@ class NodeSettings(msgspec.Struct, frozen=True):
     exclude: tuple[str, ...] = ()  # destinations never taken, whatever policies say
     table: str = "pellucid"  # nft table, family inet
     listen_port: int = 15001  # on 127.0.0.1 and ::1
-    route_table: int = 15001
-    rule_pref: int = 100  # and the one after it
+    route_table: int = 15001  # routes marked packets to this machine; one for each family
+    rule_pref: int = 100  # of the ip rules that lead there, and the one after it
     marks: Marks = Marks()
     source_address: str = "Pod"  # what servers see: Pod | Node
-    ipv6: bool = True
-    workers: int = 1
+    ipv6: bool = True  # False: IPv6 is left alone altogether
+    workers: int = 1  # processes that share the listeners; more than cores gain nothing
     allow_dial: tuple[str, ...] = ()  # CIDRs taken off the built-in list of targets that are never dialled
-    connect_timeout_s: float = 10.0
-    first_bytes_timeout_s: float = 5.0
-    idle_timeout_s: float = 3600.0
+    connect_timeout_s: float = 10.0  # for the upstream to answer a dial
+    first_bytes_timeout_s: float = 5.0  # for the client to complete the bytes that carry a name
+    idle_timeout_s: float = 3600.0  # without a byte in either direction
     server_first_delay_s: float = 0.1  # silence of the client after which a server that speaks first is dialled
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
-    max_first_bytes: int = 16384 + 5
+    max_first_bytes: int = 16384 + 5  # held while a name is looked for: the largest TLS record with its header
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
