@@ -194,7 +194,7 @@ cdef inline int dial(address source, bint spoof, address destination, unsigned i
     cdef int error = 0
     if fd < 0:
         return -errno
-    if option(fd, SOL_SOCKET, SO_MARK, <int>mark):
+    if mark and option(fd, SOL_SOCKET, SO_MARK, <int>mark):
         error = errno  # without the mark the proxy could catch its own connection
     elif spoof:
         source.sin6_port = 0

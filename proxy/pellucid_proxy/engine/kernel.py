@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import struct
 import time
 from collections.abc import MutableSequence
@@ -14,7 +13,6 @@ from ctypes import byref, c_char, c_int, c_uint16, c_uint32, sizeof
 from dataclasses import dataclass
 from errno import EAGAIN, EINPROGRESS, EINTR, EINVAL
 from fcntl import fcntl
-from functools import cache
 from select import EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import (
     AF_INET,
@@ -51,6 +49,7 @@ __all__ = [
 ]
 
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT, F_SETPIPE_SZ = 19, 75, 24, 1031  # not all in Python 3.11
+EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 EVENTS = 512
 libc = ctypes.CDLL(None, use_errno=True)
 libc.splice.argtypes = (c_int, ctypes.c_void_p, c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
@@ -110,35 +109,36 @@ def check_signals() -> int:
     return 0
 
 
-@cache
-def epoll_object(fd: int) -> select.epoll:
-    return select.epoll.fromfd(os.dup(fd))  # it closes its descriptor when it is collected
+class _EpollEvent(ctypes.Structure):
+    """struct epoll_event, which is packed on x86-64 and nowhere else."""
+
+    _pack_ = 1 if os.uname().machine == "x86_64" else 0
+    _fields_ = (("events", c_uint32), ("fd", c_int), ("_rest_of_data", c_int))
+
+
+_found = (_EpollEvent * EVENTS)()
 
 
 def wait(epoll: int, events: MutableSequence[Event], timeout_ms: int, alone: bool) -> int:  # noqa: ARG001
-    found = epoll_object(epoll).poll(timeout_ms / 1000 if timeout_ms >= 0 else -1, EVENTS)
-    events[:] = [Event(mask, Data(fd)) for fd, mask in found]
-    return len(found)
+    count = result(libc.epoll_wait(epoll, _found, EVENTS, timeout_ms))
+    events[:] = [Event(event.events, Data(event.fd)) for event in _found[: max(count, 0)]]
+    return count
 
 
-def _control(operation: object, *arguments: int) -> int:
-    try:
-        operation(*arguments)  # type: ignore[operator]
-    except OSError as err:
-        return -(err.errno or EINVAL)
-    return 0
+def _control(epoll: int, operation: int, fd: int, events: int) -> int:
+    return result(libc.epoll_ctl(epoll, operation, fd, byref(_EpollEvent(events, fd))))
 
 
 def watch(epoll: int, fd: int, events: int) -> int:
-    return _control(epoll_object(epoll).register, fd, events)
+    return _control(epoll, EPOLL_CTL_ADD, fd, events)
 
 
 def rewatch(epoll: int, fd: int, events: int) -> int:
-    return _control(epoll_object(epoll).modify, fd, events)
+    return _control(epoll, EPOLL_CTL_MOD, fd, events)
 
 
 def unwatch(epoll: int, fd: int) -> int:
-    return _control(epoll_object(epoll).unregister, fd)
+    return _control(epoll, EPOLL_CTL_DEL, fd, 0)
 
 
 def accept(listener: int) -> accepted:
@@ -175,7 +175,7 @@ def dial(source: address, spoof: bool, destination: address, mark: int, client_f
     fd = result(libc.socket(destination.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0))
     if fd < 0:
         return fd
-    error = option(fd, SOL_SOCKET, SO_MARK, mark)
+    error = option(fd, SOL_SOCKET, SO_MARK, mark) if mark else 0
     if not error and spoof:
         error = _bind(fd, source) if source.family == destination.family else -EINVAL
     if client_first:

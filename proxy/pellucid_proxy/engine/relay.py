@@ -74,6 +74,7 @@ PIPE_SIZE = cython.declare(cython.int, 1 << 20)
 IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are closed
 PAUSE_MS = cython.declare(cython.int, 100)  # how long nothing is accepted when there are too many connections or descriptors
 PAUSE_NS = cython.declare(cython.longlong, 100_000_000)
+LAG_NS = cython.declare(cython.longlong, 100_000)  # a batch of events that took longer is reported one by one
 IDLE_LOOKS = cython.declare(cython.int, 8)  # an idle time-out is noticed at most 1/8 late
 
 GO_ON = cython.declare(cython.int, 0)
@@ -109,6 +110,21 @@ REFUSED = cython.declare(cython.int, 6)
 UPSTREAM_PROXY = cython.declare(cython.int, 7)
 SHUTDOWN = cython.declare(cython.int, 8)
 INTERNAL = cython.declare(cython.int, 9)
+
+# Compiled, the numbers above are C's alone; tests hold these equal to the session's.
+steps = (WAIT, DIAL, RACE, REFUSE, HOLD)
+endings = (
+    END,
+    CLIENT_RESET,
+    UPSTREAM_RESET,
+    UPSTREAM_UNREACHABLE,
+    CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
+    REFUSED,
+    UPSTREAM_PROXY,
+    SHUTDOWN,
+    INTERNAL,
+)
 
 buffer = cython.declare(bytearray, bytearray(262144))  # one for all: its content never outlives a handler
 idle_pipes = cython.declare(list, [])
@@ -164,6 +180,8 @@ class Engine:
     accepting: cython.bint
     paused: cython.bint
     resume_at: int64_t
+    tick_at: int64_t  # when worker.tick() is due, 0: not asked for
+    quick_batches: int64_t  # those that took at most LAG_NS
     stopping: cython.bint
     idle_ns: int64_t
     silent: Queue
@@ -185,7 +203,7 @@ class Engine:
         self.live = 0
         self.most = settings.max_connections
         self.accepting = self.paused = self.stopping = False
-        self.resume_at = 0
+        self.resume_at = self.tick_at = self.quick_batches = 0
         self.idle_ns = int(settings.idle_timeout_s * 1e9)
         self.silent = Queue(settings.server_first_delay_s)
         self.waiting = Queue(settings.first_bytes_timeout_s)
@@ -199,6 +217,16 @@ class Engine:
         """How many connections there are now."""
         return self.live
 
+    @property
+    def quick(self):
+        """How many batches of events took at most 100 microseconds; worker.lagged(nanoseconds) heard of the others."""
+        return self.quick_batches
+
+    def tick_within(self, seconds):
+        """Have worker.tick() called once, at most seconds from now."""
+        if not self.tick_at:
+            self.tick_at = self.now + int(seconds * 1e9)
+
     @cython.ccall
     @cython.exceptval(check=False)
     def watch(self, handler: Handler, events: cython.uint) -> cython.int:
@@ -206,6 +234,11 @@ class Engine:
             self.handlers.append(None)
         self.handlers[handler.fd] = handler
         return kernel.watch(self.epoll, handler.fd, events)
+
+    def forget(self, handler: Handler):
+        """Report no more events of handler; its descriptor stays open."""
+        self.handlers[handler.fd] = None
+        kernel.unwatch(self.epoll, handler.fd)
 
     def listen(self, descriptors):
         """Accept from these listening sockets from now on."""
@@ -286,7 +319,24 @@ class Engine:
             self.closing.clear()
         if self.paused and self.accepting and self.now >= self.resume_at:
             self.resume()
+        self.after_batch()
         return count
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def after_batch(self) -> cython.int:
+        spent: int64_t = kernel.clock_ns() - self.now
+        try:
+            if spent <= LAG_NS:
+                self.quick_batches += 1
+            else:
+                self.worker.lagged(spent)
+            if self.tick_at and self.tick_at <= self.now:
+                self.tick_at = 0
+                self.worker.tick()
+        except Exception:
+            self.worker.failed()
+        return 0
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -299,6 +349,8 @@ class Engine:
         due = self.earlier(due, self.idle)
         due = self.earlier(due, self.lingering)
         due = self.earlier(due, self.holding)
+        if self.tick_at and (due < 0 or self.tick_at < due):
+            due = self.tick_at
         if self.paused and self.accepting and (timeout_ms < 0 or timeout_ms > PAUSE_MS):
             timeout_ms = PAUSE_MS
         if due < 0:
@@ -376,7 +428,7 @@ class Side(Handler):
     closed: cython.bint
     readable: cython.bint  # there may be something to read
     hung_up: cython.bint  # the end of the stream was announced: what is in the socket now is all there is
-    urgent: cython.bint  # urgent data was seen: a read stops at its mark, so a short one proves nothing
+    read_on: cython.bint  # a short read proves nothing: it stops at urgent data's mark, and ahead of an error
     no_delay: cython.bint
     bulk: cython.bint
     ended: cython.bint  # the end of the stream was read
@@ -399,7 +451,7 @@ class Side(Handler):
         self.guard = None
         self.fd = -1
         self.events = 0
-        self.relaying = self.closed = self.readable = self.hung_up = self.urgent = self.no_delay = False
+        self.relaying = self.closed = self.readable = self.hung_up = self.read_on = self.no_delay = False
         self.bulk = self.ended = self.finished = self.blocked = self.doomed = False
         self.unsent = None
         self.unsent_at = 0
@@ -419,10 +471,10 @@ class Side(Handler):
         self.active_at = self.engine.now
         if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
-        if events & EPOLLRDHUP:
+        if events & (EPOLLPRI | EPOLLERR):
+            self.read_on = True
+        elif events & EPOLLRDHUP:
             self.hung_up = True
-        if events & EPOLLPRI:
-            self.urgent = True
         return 0
 
     @cython.cfunc
@@ -516,7 +568,7 @@ class Side(Handler):
             self.first_at = self.engine.now
         self.moved += count
         self.bulk = count >= BULK_READ
-        if count < SHORT_READ and not self.urgent:  # saves the read that would say EAGAIN or end of stream
+        if count < SHORT_READ and not self.read_on:  # saves the read that would say EAGAIN or end of stream
             self.ended = self.hung_up
             self.readable = False  # new bytes make a new edge
         return GO_ON
@@ -664,6 +716,7 @@ class Side(Handler):
 @cython.cclass
 class Upstream(Side):
     connected: cython.bint
+    greeted: cython.bint  # the upstream proxy opened the way
 
     @cython.ccall
     @cython.exceptval(check=False)
@@ -700,6 +753,7 @@ class Client(Side):
     destination: kernel.address
     session: object
     state: cython.int
+    racing: cython.bint  # GREETING goes on to RACING
     opened_at: int64_t
     connected_at: int64_t  # 0: never
     due: int64_t
@@ -730,6 +784,7 @@ class Client(Side):
         self.state = WAITING
         self.opened_at = self.active_at = engine.now
         self.connected_at = self.due = 0
+        self.racing = False
         self.queue = None
         self.before = self.behind = None
         self.destination = kernel.local_name(fd)  # TPROXY: the original destination
@@ -781,7 +836,7 @@ class Client(Side):
             if what == 2:
                 step = self.session.received(self.unsent)
                 if self.session.guard is not None and step == DIAL:
-                    self.guard = self.session.guard
+                    self.guard = self.session
                     self.unsent = self.session.passed
             elif what == 0:
                 step = self.session.opened()
@@ -836,7 +891,7 @@ class Client(Side):
             return self.close(True, UPSTREAM_UNREACHABLE)
         upstream: Upstream = Upstream()
         upstream.engine = self.engine
-        upstream.connected = False
+        upstream.connected = upstream.greeted = False
         upstream.fd = fd
         upstream.peer = self
         self.peer = upstream
@@ -862,16 +917,18 @@ class Client(Side):
     def on_upstream(self) -> cython.int:
         """The upstream is connected, and perhaps said something."""
         upstream: Upstream = self.peer
-        if self.state == RACING:
-            if upstream.readable:
-                return self.act(self.ask(4))
-            return self.join_queue(self.engine.idle)
-        if self.state == DIALING and self.session.handshake is not None:
+        if self.session.handshake is not None and not upstream.greeted:
+            if self.state == GREETING:
+                return self.on_greeting()
+            self.racing = self.state == RACING
             self.state = GREETING
             return self.greet(self.session.handshake.greeting())
-        if self.state == GREETING:
-            return self.on_greeting()
-        return self.begin()
+        if self.state == DIALING:
+            return self.begin()
+        if upstream.readable or upstream.unsent is not None:
+            return self.act(self.ask(4))
+        self.join_queue(self.engine.idle)
+        return self.on_first_bytes() if self.readable else 0
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -900,10 +957,13 @@ class Client(Side):
         self.greet(answer)
         if rest is None or self.closed:
             return 0
+        upstream.greeted = True
+        upstream.readable = count == FIRST_READ or upstream.hung_up
         if rest:  # the server behind the proxy spoke already
             upstream.unsent = rest
             upstream.unsent_at = 0
-        return self.begin()
+        self.state = RACING if self.racing else DIALING
+        return self.on_upstream()
 
     @cython.cfunc
     @cython.exceptval(check=False)

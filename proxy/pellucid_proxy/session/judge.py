@@ -1,0 +1,74 @@
+"""What every session of a worker shares: the policy in force, who the pods are, what must never be dialled."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+import msgspec
+from pellucid_policy.compile import Group, PolicySet
+
+from ..settings import NodeSettings
+from .dial_deny import denied
+from .record import Tallies, source_fragment
+
+CACHED = 4096
+"""Addresses whose answer is kept; past that the cache starts anew."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who an address is. group: None if no policy selects it. source: the start of a flow record's source object."""
+
+    group: Group | None
+    source: str
+
+
+class Enforced:
+    """A policy set as a worker uses it. Immutable but for its cache; replaced as a whole."""
+
+    def __init__(self, policy: PolicySet) -> None:
+        self.revision = policy.revision
+        self._groups = policy.groups
+        self._strangers = policy.groups[policy.strangers] if policy.strangers is not None else None
+        self._pods = {address: pod for pod in policy.pods for address in pod.addresses}
+        self._known: dict[bytes, Identity] = {}
+
+    def identity(self, address: bytes) -> Identity:
+        """The pod that has address; a stranger is a pod of namespace default without labels."""
+        known = self._known.get(address)
+        if known is not None:
+            return known
+        pod = self._pods.get(address)
+        if pod is None:
+            known = Identity(self._strangers, source_fragment(address, "default", "", "", "default"))
+        else:
+            group = None if pod.group is None else self._groups[pod.group]
+            known = Identity(group, source_fragment(address, pod.namespace, pod.name, pod.uid, pod.service_account))
+        if len(self._known) >= CACHED:
+            self._known.clear()
+        self._known[address] = known
+        return known
+
+
+class Judge:
+    """enforced is what new decisions go by; the worker replaces it."""
+
+    def __init__(self, settings: NodeSettings, node_addresses: Iterable[bytes]) -> None:
+        self.enforced: Enforced
+        self.tallies = Tallies()
+        self.source_address = settings.source_address
+        self.max_first_bytes = settings.max_first_bytes
+        self._node_addresses = frozenset(node_addresses)
+        self._allowed = tuple(ipaddress.ip_network(cidr) for cidr in settings.allow_dial)
+        self._denied: dict[tuple[bytes, bool], bool] = {}
+
+    def dial_denied(self, address: bytes, node_source: bool) -> bool:
+        """Whether address is one that is never dialled on a pod's behalf. node_source: the node's own address would be used."""
+        key = (address, node_source)
+        answer = self._denied.get(key)
+        if answer is None:
+            answer = denied(address, node_source=node_source, node_addresses=self._node_addresses, allow=self._allowed)
+            if len(self._denied) >= CACHED:
+                self._denied.clear()
+            self._denied[key] = answer
+        return answer

@@ -1,0 +1,232 @@
+"""What happens to one connection, without I/O: the engine says what came, the session says what to do next.
+
+Rule 1. A verdict that addresses decide is taken before any byte is read.
+Rule 2. Where a name is needed, no byte of the client goes upstream before the verdict.
+Rule 3. A client that stays silent may be waiting for the server to speak first (SMTP, SSH, MySQL). Where the rules would allow the
+        connection without a name, the upstream is dialled and both are listened to: whoever speaks first decides what is known.
+Rule 4. What began as a protocol and did not go on (a hello that stops in the middle) is a mismatch, not an absent name.
+Rule 5. A plain HTTP connection admitted by its Host is checked again at every request.
+Rule 6. Whatever goes wrong in deciding is a refusal.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from pellucid_policy.decide import decide
+from pellucid_policy.facts import ABSENT, TCP, UNKNOWN, Facts, Unnamed
+from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
+
+from ..sniff.first_bytes import sniff
+from ..sniff.refusal import refusal
+from .http_guard import RequestGuard
+from .via import Handshake, handshake
+
+if TYPE_CHECKING:
+    from .judge import Identity, Judge
+    from .record import Tally
+
+WAIT, DIAL, RACE, REFUSE, HOLD = range(5)
+"""The next step: wait for bytes; dial target and relay; dial, and see who speaks first; end with reply(); leave unanswered."""
+
+NO_BYTES, SERVER_FIRST, UNFINISHED = "None", "ServerFirst", "Unfinished"
+"""What stands for the protocol where the client's first bytes did not tell it."""
+
+UNDECIDABLE = Verdict(action=Action.BLOCK, reason=Reason.UNDECIDABLE)
+DIAL_DENIED = Verdict(action=Action.BLOCK, reason=Reason.DIAL_DENIED)
+NOT_SELECTED = Verdict(action=Action.ALLOW, reason=Reason.NOT_SELECTED)
+
+
+class Session:
+    """Addresses are packed. After DIAL or RACE: target (address, port) or None for the original destination, spoof whether from the
+    source's address, handshake with an upstream proxy or None. After DIAL also: redial if a raced upstream is the wrong one; guard, and
+    then passed, the part of the first bytes that it let pass."""
+
+    __slots__ = (
+        "audited",
+        "destination",
+        "guard",
+        "handshake",
+        "identity",
+        "judge",
+        "name",
+        "partial",
+        "passed",
+        "port",
+        "protocol",
+        "redial",
+        "revision",
+        "source",
+        "source_port",
+        "spoof",
+        "tally",
+        "target",
+        "verdict",
+    )
+
+    def __init__(self, judge: Judge, source: bytes, source_port: int, destination: bytes, port: int) -> None:
+        self.judge = judge
+        self.source = source
+        self.source_port = source_port
+        self.destination = destination
+        self.port = port
+        self.identity: Identity | None = None
+        self.verdict: Verdict = UNDECIDABLE  # until there is one: what a record says if the connection ends before
+        self.audited: Verdict | None = None
+        self.tally: Tally | None = None
+        self.revision = ""
+        self.name: str | None = None
+        self.protocol = NO_BYTES
+        self.partial = False
+        self.target: tuple[bytes, int] | None = None
+        self.spoof = True
+        self.handshake: Handshake | None = None
+        self.redial = False
+        self.guard: RequestGuard | None = None
+        self.passed = b""
+
+    # Events
+
+    def opened(self) -> int:
+        """The connection is there, its first bytes are not."""
+        return self._settle(UNKNOWN, False, False)
+
+    def received(self, data: bytes) -> int:
+        """data is all that the client sent so far."""
+        first = sniff(data)
+        if first is None and len(data) < self.judge.max_first_bytes:
+            if not self.partial:
+                self.partial = True
+                self.protocol = UNFINISHED
+                if self.tally is None:
+                    return self.opened()
+            return WAIT
+        if first is None:
+            return self.gave_up()
+        self.partial = False
+        self.protocol = first.protocol
+        self.name = first.name
+        step = self._settle(ABSENT if first.name is None else first.name, first.encrypted, first.mismatch)
+        if step == DIAL and first.protocol == "HTTP/1" and self._depends_on_name():
+            return self._guard(data)
+        return step
+
+    def silent(self) -> int:
+        """Nothing came for a moment: dial now, if the connection would be allowed without a name."""
+        step = self._settle(ABSENT, False, False)
+        if step == DIAL:
+            return RACE
+        self.tally = None  # not the last word
+        return WAIT
+
+    def server_spoke(self) -> int:
+        """In a race, the server sent bytes first."""
+        self.protocol = UNFINISHED if self.partial else SERVER_FIRST
+        return self._settle(ABSENT, False, self.partial)
+
+    def gave_up(self) -> int:
+        """The first bytes did not come in time, or the client ended without them."""
+        return self._settle(ABSENT, False, self.partial)
+
+    def reply(self) -> bytes | None:
+        """What a refused client is told before the end, None: a reset."""
+        if self.verdict.response is not Response.RESPOND:
+            return None
+        return refusal(self.protocol, self.verdict.status, self.verdict.body)
+
+    # Deciding
+
+    def _verdict(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> Verdict | None:
+        """None if a name is needed first. Looks the pod up anew: it may have changed since."""
+        enforced = self.judge.enforced
+        identity = self.identity = enforced.identity(self.source)
+        self.revision = enforced.revision
+        group = identity.group
+        if group is None:
+            return NOT_SELECTED
+        facts = Facts(self.destination, self.port, TCP, name, encrypted, mismatch)
+        verdict = decide(group.enforced, facts)
+        if group.audited is not None:
+            audited = decide(group.audited, facts)
+            if audited is NEED_NAME:
+                return None
+            self.audited = audited
+        return None if verdict is NEED_NAME else verdict
+
+    def _settle(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> int:
+        before = (self.target, self.spoof, self.verdict.route) if self.tally is not None else None
+        verdict = self._verdict(name, encrypted, mismatch)
+        if verdict is None:
+            return WAIT
+        if verdict.action is Action.ALLOW or verdict.action is Action.ROUTE:
+            verdict = self._aim(verdict)
+        self.verdict = verdict
+        self.tally = self.judge.tallies.of(verdict)
+        if verdict.action is Action.BLOCK:
+            return HOLD if verdict.response is Response.DROP else REFUSE
+        if verdict.action is Action.INTERCEPT:
+            raise NotImplementedError("an Intercept rule reached a worker that cannot open TLS")  # refused at load
+        self.redial = before is not None and before != (self.target, self.spoof, verdict.route)
+        return DIAL
+
+    def _aim(self, verdict: Verdict) -> Verdict:
+        """Set target, spoof and handshake. Returns verdict, or the refusal if the target must not be dialled."""
+        judge = self.judge
+        node_source = (verdict.source_address or judge.source_address) == "Node"
+        address, port, route = self.destination, self.port, verdict.route
+        self.target = self.handshake = None
+        if route is not None:
+            address, port = route.address or address, route.port or port
+            if judge.dial_denied(address, node_source):
+                return DIAL_DENIED
+            if route.via is not None:
+                host = self.name if self.name is not None and route.address is None else str(ipaddress.ip_address(address))
+                self.handshake = handshake(route.via.protocol, host, port)
+                address, port = route.via.address, route.via.port
+            self.target = (address, port)
+        self.spoof = not node_source and len(address) == len(self.source)
+        if judge.dial_denied(address, not self.spoof):
+            return DIAL_DENIED
+        return verdict
+
+    def _depends_on_name(self) -> bool:
+        group = self.identity.group if self.identity is not None else None
+        return group is not None and decide(group.enforced, Facts(self.destination, self.port)) is NEED_NAME
+
+    # Plain HTTP: the engine hands over what the client sends, and relays what is passed
+
+    @property
+    def opaque(self) -> bool:
+        """No more requests will come: the connection became something else (101), relay without looking."""
+        return self.guard is None or self.guard.opaque
+
+    def feed(self, data: bytes) -> tuple[bytes, str | None]:
+        """The part of the client's bytes that may go upstream now, and why the rest never will (None: it may, later)."""
+        assert self.guard is not None
+        passed, refused = self.guard.feed(data)
+        if refused is not None and self.verdict.action is not Action.BLOCK:  # the guard's own finding
+            self._refuse(Verdict(Action.BLOCK, Reason.HOST_MISMATCH, self.verdict.rule, Response.RESPOND, 400))
+        return passed, refused
+
+    def _guard(self, data: bytes) -> int:
+        self.guard = RequestGuard(self._allows)
+        self.passed, refused = self.feed(data)
+        if refused is None:
+            return DIAL
+        self.guard = None
+        return REFUSE
+
+    def _allows(self, name: str | None, mismatch: bool) -> bool:
+        """Whether a request may go where the connection goes."""
+        verdict = self._verdict(ABSENT if name is None else name, False, mismatch)
+        if verdict is not None and verdict.action is self.verdict.action and verdict.route == self.verdict.route:
+            return True
+        if verdict is None or verdict.action is not Action.BLOCK:
+            verdict = UNDECIDABLE  # allowed, but elsewhere: this connection cannot go there
+        self._refuse(verdict)
+        return False
+
+    def _refuse(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        self.tally = self.judge.tallies.of(verdict)
