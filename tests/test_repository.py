@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -34,10 +35,17 @@ OUTSIDE = [r"\.\./" + "shared", "/work/" + "shared", r"/work/" + r"\.library", "
 
 
 def tracked() -> list[str]:
-    if not (ROOT / ".git").exists():
-        return [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
-    return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    """The files of the tree, without what was made in it. Where git is not installed, hidden folders but .ci are left out instead."""
+    if shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+        if listed.returncode == 0:
+            return [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    made = {"build", "dist", "__pycache__"}
+    inside = [path.relative_to(ROOT) for path in sorted(ROOT.rglob("*")) if path.is_file()]
+    folders = [(path, set(path.parts[:-1])) for path in inside]
+    return [
+        str(path) for path, parents in folders if not parents & made and not any(p[0] == "." for p in parents - {".ci"})
+    ]
 
 
 @pytest.mark.parametrize("pattern", REGISTRY_HOSTS + OUTSIDE)

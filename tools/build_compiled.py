@@ -34,7 +34,7 @@ def main() -> int:
     arguments.add_argument("--into", type=Path, metavar="DIR")
     arguments.add_argument("--optional", action="store_true")
     options = arguments.parse_args()
-    compiler = sysconfig.get_config_var("CC").split()[0]
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC")).split()[0]
     lack = missing(compiler)
     if lack:
         print(f"no compiled form: {lack}", file=sys.stderr)
