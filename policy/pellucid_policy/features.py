@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
-from .installation import InterceptionAuthority, TransparentNode, TransparentProxy, TransparentSnapshot
+from .installation import Exclude, InterceptionAuthority, Limits, TransparentNode, TransparentProxy, TransparentProxySpec, TransparentSnapshot
 from .model import ClusterTransparentPolicy, OnPolicyChange, Rule, RuleAction, TransparentPolicy
 from .objects import Object, Objects, Problem
 
@@ -15,24 +15,31 @@ EGRESS_ROUTE_TABLE = "EgressRouteTable"
 EGRESS_INTERFACE = "EgressInterface"
 SERVICES = "Services"  # destinations and routes by Service
 REEVALUATE_LIVE = "ReevaluateLive"  # onPolicyChange: Reevaluate
-INSTALLATION = "Installation"  # what TransparentProxy says beside defaultAction
+INSTALLATION = "Installation"  # what TransparentProxy says of a node's scope, exclusions, source address, marks, workers and limit
+UNKNOWN_PODS = "UnknownPods"  # TransparentProxy's unknownPods
+EXCLUDE_PORTS = "ExcludePorts"  # TransparentProxy's exclude.ports, unless empty
+CONNECTIONS_PER_POD = "ConnectionsPerPod"  # TransparentProxy's limits.connectionsPerPod
+PLACEMENT = "Placement"  # TransparentProxy's nodeSelector and images
 CLUSTER = "Cluster"  # TransparentSnapshot, TransparentNode
 
 BASE = frozenset({
     "Allow", "Block", "Route", "Pass", "Audit", "Names", "FailureMode", "EgressSourceAddress", "OnPolicyChangeKeep", "DefaultAction",
 })  # fmt: skip
-ONE_NODE = BASE
+ONE_NODE = BASE | {INSTALLATION}
 """What this release implements."""
-ALL = BASE | {INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, INSTALLATION, CLUSTER}
+ALL = ONE_NODE | {
+    INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, UNKNOWN_PODS, EXCLUDE_PORTS,
+    CONNECTIONS_PER_POD, PLACEMENT, CLUSTER,
+}  # fmt: skip
 
 Need = tuple[str, str]
 """A path within an object, and the feature that it needs."""
 
 
-def unsupported(objects: Objects, supported: frozenset[str]) -> list[Problem]:
+def unsupported(objects: Objects, supported: frozenset[str] = ONE_NODE) -> list[Problem]:
     """Return a problem for every field that needs a feature which supported does not hold, sorted by file and line."""
     return sorted(
-        objects.problem(each, path, f"needs feature {feature}", "this release does not have it: leave the field out")
+        objects.problem(each, path, f"needs feature {feature}", "this release does not have it: leave it out")
         for each in objects.all()
         for path, feature in needs(each)
         if feature not in supported
@@ -53,16 +60,29 @@ def needs(each: Object) -> Iterator[Need]:
             if each.spec.key.secret_ref is not UNSET:
                 yield "spec.key.secretRef", SECRET_REFS
         case TransparentProxy():
-            spec = each.spec
-            for name, value in (
-                ("podCIDRs", spec.pod_cidrs), ("sourceAddress", spec.source_address), ("unknownPods", spec.unknown_pods),
-                ("exclude", spec.exclude), ("marks", spec.marks), ("workers", spec.workers), ("limits", spec.limits),
-                ("nodeSelector", spec.node_selector), ("images", spec.images),
-            ):  # fmt: skip
-                if value is not UNSET:
-                    yield f"spec.{name}", INSTALLATION
+            yield from _installation_needs(each.spec)
         case TransparentSnapshot() | TransparentNode():
             yield "kind", CLUSTER
+
+
+def _installation_needs(spec: TransparentProxySpec) -> Iterator[Need]:
+    exclude = Exclude() if spec.exclude is UNSET else spec.exclude
+    limits = Limits() if spec.limits is UNSET else spec.limits
+    for path, given, feature in (
+        ("podCIDRs", spec.pod_cidrs is not UNSET, INSTALLATION),
+        ("sourceAddress", spec.source_address is not UNSET, INSTALLATION),
+        ("exclude.cidrs", bool(exclude.cidrs), INSTALLATION),
+        ("exclude.ports", bool(exclude.ports), EXCLUDE_PORTS),
+        ("marks", spec.marks is not UNSET, INSTALLATION),
+        ("workers", spec.workers is not UNSET, INSTALLATION),
+        ("limits.connections", limits.connections is not UNSET, INSTALLATION),
+        ("limits.connectionsPerPod", limits.connections_per_pod is not UNSET, CONNECTIONS_PER_POD),
+        ("unknownPods", spec.unknown_pods is not UNSET, UNKNOWN_PODS),
+        ("nodeSelector", spec.node_selector is not UNSET, PLACEMENT),
+        ("images", spec.images is not UNSET, PLACEMENT),
+    ):
+        if given:
+            yield f"spec.{path}", feature
 
 
 def _rule_needs(rule: Rule) -> Iterator[Need]:
