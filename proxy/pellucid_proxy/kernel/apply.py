@@ -1,0 +1,133 @@
+"""The table in the kernel: loaded, changed, read and removed by nft(8), always in one transaction, and no other table touched."""
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+from ..settings import NodeSettings
+from .ruleset import EVENTS, CounterKey, change, counter_keys, removal, ruleset
+from .state import KernelState
+from .totals import Count, Totals
+
+_TIMEOUT_S = 30.0
+
+
+class KernelError(RuntimeError):
+    """The kernel or nft refused. The message says what and the cure."""
+
+
+def nft(*arguments: str, text: str = "") -> str:
+    """The output of nft with arguments, text on its standard input; or KernelError with its own words and the cure."""
+    try:
+        done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except FileNotFoundError as err:
+        raise KernelError("nft: the command is missing; install the package nftables (1.0 or later)") from err
+    except subprocess.TimeoutExpired as err:
+        raise KernelError(f"nft: no answer in {_TIMEOUT_S:.0f} s; look for a process that holds nftables (`fuser`, `ps`)") from err
+    if done.returncode != 0:
+        raise KernelError(f"nft: {_first_error(done.stderr)}; {_cure(done.stderr)}")
+    return done.stdout
+
+
+def load(text: str) -> None:
+    """The kernel holds what text says, in one transaction, or KernelError and nothing has changed."""
+    nft("-f", "-", text=text)
+
+
+def _first_error(said: str) -> str:
+    for line in said.splitlines():
+        _, found, what = line.partition("Error: ")
+        if found:
+            return what[:500]
+    return said.strip()[:500] or "failed without a word"
+
+
+def _cure(said: str) -> str:
+    if "Operation not permitted" in said:
+        return "give the process the capability NET_ADMIN"
+    if "syntax error" in said:
+        return "nft is too old or too new for this rule set: 1.0.2 or later is needed, 1.0.6 is known to work"
+    if "Could not process rule" in said:
+        return "the kernel lacks a feature: it needs nftables with tproxy, socket, fib, ct and nat (Linux 5.10 or later)"
+    return "run `pellucid preflight`"
+
+
+class Kernel:
+    """The table of one node. Not for several threads at once; one owner at a time.
+
+    The rules stay when the process ends, however it ends: remove() is for leaving clean.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._state: KernelState | None = None  # what is loaded, if we know
+        self._rules: Totals[CounterKey] = Totals()
+        self._events: Totals[str] = Totals()
+
+    def apply(self, state: KernelState) -> None:
+        """The kernel holds state, wholly or (KernelError) not at all; live connections are left alone."""
+        if state.settings.table != self._settings.table:
+            raise ValueError(f"settings.table: {state.settings.table!r} is not the table {self._settings.table!r} of this Kernel")
+        text = ruleset(state) if self._state is None else change(self._state, state)
+        if not text:
+            return
+        if self._state is not None and self._replaces(text):
+            self._collect()
+        try:
+            load(text)
+        except KernelError:
+            if self._state is None or self._replaces(text):
+                raise
+            # Somebody else changed our table: the elements that we would change are not as we left them.
+            self._state = None
+            text = ruleset(state)
+            load(text)
+        self._state = state
+
+    def remove(self) -> None:
+        """There is no table of ours. Does nothing where there was none. Raises KernelError."""
+        self._collect()
+        load(removal(self._settings))
+        self._state = None
+
+    def counters(self) -> dict[CounterKey, Count]:
+        """(packets, bytes) of every rule since this Kernel was made; TCP counts by its SYNs. Never goes backwards. Raises KernelError."""
+        self._collect()
+        return self._rules.sums()
+
+    def events(self) -> dict[str, Count]:
+        """(packets, bytes) of ruleset.EVENTS since this Kernel was made. Never goes backwards. Raises KernelError."""
+        self._collect()
+        return {name: (0, 0) for name in EVENTS} | self._events.sums()
+
+    def _replaces(self, text: str) -> bool:
+        return text.startswith(removal(self._settings))
+
+    def _collect(self) -> None:
+        """Everything counted since the last call is in our sums."""
+        if self._state is None:
+            return
+        keys = counter_keys(self._state)
+        for name, (packets, size) in _take_counters(self._settings.table):
+            if name in keys:
+                self._rules.add(keys[name], packets, size)
+            elif name in EVENTS:
+                self._events.add(name, packets, size)
+
+
+def _take_counters(table: str) -> Iterator[tuple[str, Count]]:
+    """The named counters of our table, which then stand at zero; none where the table is gone: a flush is healed elsewhere.
+
+    Not `list`: that reads every chain and set too, two seconds for 20,000 rules; and between a list and a replacement counts get lost.
+    """
+    try:
+        said = nft("-j", "reset", "counters", "table", "inet", table)
+    except KernelError as err:
+        if "No such file or directory" in str(err):
+            return
+        raise
+    for entry in json.loads(said)["nftables"]:
+        if "counter" in entry:
+            counter = entry["counter"]
+            yield counter["name"], (counter["packets"], counter["bytes"])
