@@ -120,7 +120,7 @@ def compile_in(folder: Path, modules: list[str]) -> None:
     for pattern in modules:
         found = [str(path.relative_to(folder)) for path in sorted(folder.glob(pattern)) if path.name != "__init__.py"]
         if not found:
-            print(f"pyproject.toml: compiled: {pattern} matches no file", file=sys.stderr)
+            raise SystemExit(f"pyproject.toml: compiled: {pattern} matches no file")
         chosen += found
     # From within folder, so that a .pxd is found by its package's name.
     command = [

@@ -33,8 +33,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "setup: installing ${missing[*]}" >&2
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq update
-    apt-get -qq -y install --no-install-recommends "${missing[@]}" >/dev/null
+    apt-get -qq -o DPkg::Lock::Timeout=600 update
+    apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends "${missing[@]}" >/dev/null
   else
     fail "missing: ${missing[*]}; as root: apt-get install ${missing[*]}"
   fi
