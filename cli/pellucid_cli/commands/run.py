@@ -1,0 +1,123 @@
+"""`pellucid run`."""
+
+from __future__ import annotations
+
+import click
+
+from ..arguments import ADDRESS_PORT, NETWORK, state_option
+
+
+@click.command(name="run")
+@click.option(
+    "--policy",
+    type=click.Path(exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Folder of YAML files: policies, and Pod and Namespace objects. Watched; a change is taken as a whole or refused "
+    "as a whole, and the last good policy then stays in force.",
+)
+@click.option(
+    "--scope",
+    type=NETWORK,
+    multiple=True,
+    metavar="CIDR",
+    help="Addresses that are pods; several times for several. [default: podCIDRs of the folder's TransparentProxy object; "
+    "one of the two must say]",
+)
+@state_option
+@click.option(
+    "--metrics", type=ADDRESS_PORT, metavar="ADDR:PORT", help="Serve Prometheus metrics and health here. [default: no]"
+)
+@click.option(
+    "--flows",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Append one JSON line a flow; - is standard output. SIGHUP reopens it. [default: no]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Processes that carry connections. [default: what TransparentProxy says, or else one a core]",
+)
+@click.option(
+    "--node",
+    default="",
+    metavar="NAME",
+    help="This node's name, as pods and records name it. [default: the host's name]",
+)
+@click.option(
+    "--source-address",
+    type=click.Choice(["Pod", "Node"]),
+    help="Whose address servers see. [default: what TransparentProxy says, or else Pod]",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long live connections may go on after the first SIGTERM or Ctrl-C. A second one ends at once.",
+)
+@click.option(
+    "--allow-dial",
+    type=NETWORK,
+    multiple=True,
+    metavar="CIDR",
+    help="Take this off the list of what is never dialled for a pod (cloud metadata, loopback, the node's own addresses).",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What standard error shows, one line an event.",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    policy: str,
+    scope: tuple[str, ...],
+    state: str,
+    metrics: str | None,
+    flows: str | None,
+    workers: int | None,
+    node: str,
+    source_address: str | None,
+    drain: float,
+    allow_dial: tuple[str, ...],
+    log_level: str,
+) -> None:
+    """Run the proxy on this machine, by the policy files of a folder.
+
+    Takes the TCP connections that come from --scope, decides each by the policy, and relays, routes or refuses it. Needs
+    the rights to change nftables and routes (root, or CAP_NET_ADMIN and CAP_NET_RAW). Kernel rules appear only when the
+    policy is good and the workers are ready; they go again when this ends in order. If it is killed instead they stay: pods
+    of policies with failureMode Closed are then refused, all others pass.
+
+    \b
+    pellucid run --policy examples/quickstart --scope 10.244.0.0/16
+    pellucid run --policy /etc/pellucid --metrics 127.0.0.1:9090 --flows /var/log/pellucid/flows.json
+
+    \b
+    Exit status: 0 stopped on request
+                 1 failed: another instance, a port taken, a process of it died
+                 2 wrong usage, or the policy was bad at the start
+                 3 this machine cannot: no rights, an old kernel or nft, a mark or table taken
+    """
+    from pellucid_proxy.supervisor import RunOptions, run
+
+    options = RunOptions(
+        policy=policy,
+        scope=scope,
+        state=state,
+        metrics=metrics,
+        flows=flows,
+        drain_s=drain,
+        node=node,
+        workers=workers,
+        source_address=source_address,
+        allow_dial=allow_dial,
+        log_level=log_level.upper(),
+    )
+    ctx.exit(run(options))
