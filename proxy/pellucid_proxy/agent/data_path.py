@@ -1,0 +1,94 @@
+"""The kernel's part of a node as one thing: table, ip rules and routes, counters."""
+
+from __future__ import annotations
+
+import socket
+
+from pyroute2 import IPRoute
+
+from pellucid_policy.verdict import RuleKey
+
+from ..control import Series
+from ..kernel import routing
+from ..kernel.apply import Kernel, KernelError
+from ..kernel.state import KernelState
+from ..settings import NodeSettings
+from ..supervisor.options import REFUSED, Refusal
+
+
+class DataPath:
+    """enforcer.Rules for this machine."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._kernel = Kernel(settings)
+        self._routed = False
+        self._actions: dict[
+            tuple[RuleKey | None, str], str
+        ] = {}  # by rule and reason; of rules that are gone too: they were counted
+
+    def apply(self, state: KernelState) -> None:
+        """The kernel holds state, or KernelError. Routes first: without them the proxy's packets would be lost."""
+        if not self._routed:
+            routing.install(self._settings)
+            self._routed = True
+        self._kernel.apply(state)
+        for group in state.groups:
+            for rule in (*group.leading, *group.nameless):
+                self._actions[rule.rule, rule.reason] = "Allow" if rule.allow else "Block"
+
+    def remove(self) -> None:
+        """Nothing of ours is left, or KernelError. The table first: without routes its packets would be lost."""
+        self._kernel.remove()
+        routing.remove(self._settings)
+        self._routed = False
+
+    def series(self) -> list[Series]:
+        """What the kernel counted since this object was made. Raises KernelError."""
+        found = [
+            Series("kernel_events", "counter", (event,), packets)
+            for event, (packets, _) in self._kernel.events().items()
+        ]
+        for key, (packets, _) in self._kernel.counters().items():
+            labels = (*rule_labels(key.rule), self._actions[key.rule, key.reason])
+            found.append(Series("kernel_decided_packets", "counter", labels, packets))
+        return found
+
+
+def preflight(settings: NodeSettings) -> None:
+    """This machine can carry settings. Raises Refusal with every reason why not."""
+    try:
+        found = routing.collisions(settings)
+    except KernelError as err:
+        found = [str(err)]
+    if found:
+        raise Refusal("; ".join(found), REFUSED)
+
+
+def rule_labels(rule: RuleKey | None) -> tuple[str, str]:
+    """policy and rule as labels: namespace/name, or the name alone of a ClusterTransparentPolicy; empty for the default action."""
+    if rule is None:
+        return "", ""
+    return f"{rule.namespace}/{rule.policy}" if rule.namespace else rule.policy, rule.rule
+
+
+def node_addresses() -> tuple[bytes, ...]:
+    """The machine's own addresses as they are now, packed, in order."""
+    with IPRoute() as netlink:
+        texts = {message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") for message in netlink.get_addr()}
+    return tuple(
+        sorted(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text) for text in texts if text)
+    )
+
+
+def conntrack_series() -> list[Series]:
+    """How full the connection tracking table is; nothing where the kernel does not say."""
+    values = []
+    for name in ("nf_conntrack_count", "nf_conntrack_max"):
+        try:
+            with open(f"/proc/sys/net/netfilter/{name}", encoding="ascii") as file:
+                values.append(int(file.read()))
+        except (OSError, ValueError):
+            return []
+    count, limit = values
+    return [Series("conntrack_usage_ratio", "gauge", (), count / limit)] if limit else []

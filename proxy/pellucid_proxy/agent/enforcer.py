@@ -1,0 +1,102 @@
+"""Brings a policy into force on workers and kernel, or leaves the one before in force on both.
+
+Workers first, the kernel second:
+Rule 1. A worker evaluates the whole policy of a pod and the kernel's leading rules are a prefix of it, so that whichever of the two
+        knows the new policy first, each flow is decided wholly by the old policy or wholly by the new one.
+Rule 2. A worker may refuse; an nft transaction is all or nothing. What can be taken back goes first, what commits goes last.
+Rule 3. A pod that the kernel hands over is one that the workers know. The other way round, a new pod's first connections would be
+        decided as a stranger's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from pellucid_policy.compile import PolicySet, encode
+
+from ..control import Series
+from ..kernel.apply import KernelError
+from ..kernel.state import KernelState, boot_hold, kernel_state
+from ..settings import NodeSettings
+from .workers import Workers
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Rules(Protocol):
+    """The kernel's side. Every method waits for the kernel, is called by one thread at a time, and may raise KernelError."""
+
+    def apply(self, state: KernelState) -> None: ...
+
+    def remove(self) -> None: ...
+
+    def series(self) -> list[Series]: ...
+
+
+class Enforcer:
+    """enforced: what workers and kernel decide by; None before the first. touched: there may be rules of ours in the kernel."""
+
+    def __init__(self, workers: Workers, rules: Rules, settings: NodeSettings) -> None:
+        self.enforced: PolicySet | None = None
+        self.touched = False
+        self._workers = workers
+        self._rules = rules
+        self._settings = settings
+        self._kernel_thread = ThreadPoolExecutor(
+            1, thread_name_prefix="kernel"
+        )  # one thread: one change after the other
+
+    async def hold(self) -> None:
+        """Let nothing new of the scope pass until there is a policy. Raises KernelError."""
+        self.touched = True
+        await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
+
+    async def enforce(self, policy: PolicySet) -> list[str]:
+        """Have every new flow decided by policy. Returns why that is not so; then the policy before is in force again."""
+        problems = await self._workers.set_policy(policy.revision, encode(policy))
+        if not problems:
+            try:
+                self.touched = True
+                await self._in_kernel(lambda: self._rules.apply(kernel_state(policy, self._settings)))
+            except KernelError as err:
+                problems = [f"kernel rules: {err}"]
+        if problems:
+            await self._go_back()
+        else:
+            self.enforced = policy
+        return problems
+
+    async def drain(self) -> None:
+        """Take nothing new; what the workers carry goes on. Raises KernelError."""
+        await self._in_kernel(lambda: self._rules.apply(KernelState(self._settings, drain=True)))
+
+    async def remove(self) -> None:
+        """Take everything of ours out of the kernel. Raises KernelError."""
+        await self._in_kernel(self._rules.remove)
+        self.touched = False
+
+    async def kernel_series(self) -> list[Series]:
+        """What the kernel counted; nothing if it cannot be asked."""
+        try:
+            return await self._in_kernel(self._rules.series)
+        except KernelError as err:
+            log.warning("kernel counters cannot be read: %s", err)
+            return []
+
+    def close(self) -> None:
+        self._kernel_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _go_back(self) -> None:
+        if self.enforced is None:
+            return
+        for problem in await self._workers.set_policy(self.enforced.revision, encode(self.enforced)):
+            log.error("going back to revision %s: %s", self.enforced.revision, problem)
+
+    async def _in_kernel(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, call)

@@ -1,0 +1,285 @@
+"""The agent's life: find a good policy, bring the node under it, follow the folder, and leave in order when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..kernel.apply import KernelError
+from ..settings import NodeSettings
+from ..supervisor.messages import AgentConfig, Configured, Ready, Stop
+from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
+from . import last_good, report
+from .channel import SupervisorChannel
+from .data_path import DataPath, node_addresses
+from .enforcer import Enforcer, Rules
+from .flows import FlowFile, FlowPipe
+from .metrics_server import MetricsServer
+from .node_settings import differences, node_settings
+from .policy import Accepted, BadPolicy, accept_folder
+from .source_files import FolderWatch, fingerprint, written_at
+from .status import remove_socket, serve_status
+from .workers import Workers
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0  # after workers or kernel did not take a policy that is good in itself
+PLAUSIBLE_AGE_S = 10.0  # a file written longer ago was moved here now: its own time says nothing of when
+WORKERS_GRACE_S = 1.0  # beyond the drain time, for workers to end
+FLOW_FILE_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This machine; tests give another. preflight: raises Refusal if it cannot carry settings."""
+
+    preflight: Callable[[NodeSettings], None]
+    addresses: Callable[[], tuple[bytes, ...]] = node_addresses
+    rules: Callable[[NodeSettings], Rules] = DataPath
+
+
+async def serve(config: AgentConfig, node: Node) -> int:
+    """Enforce the folder until the supervisor says stop; returns the exit status."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            agent = await Agent.open(config, node, stack)
+        except Refusal as refusal:
+            log.error("%s", refusal)
+            return refusal.status
+        return await agent.run()
+
+
+class Agent:
+    """One run. What it opens is closed by the stack that open() was given, the last first."""
+
+    def __init__(self, config: AgentConfig, node: Node, flows: FlowFile | None) -> None:
+        self._options = config.options
+        self._node = node
+        self._name = config.options.node or socket.gethostname()
+        self._flows = flows
+        self._pipes: list[FlowPipe] = []
+        self._workers = Workers()
+        self._worker_started = asyncio.Event()
+        self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
+        self._report = report.Report(config.options, self._name, self._workers, flows)
+        self._seen = fingerprint(config.options.policy)
+        self._enforcer: Enforcer | None = None
+        self._settings: NodeSettings | None = None
+
+    @classmethod
+    async def open(cls, config: AgentConfig, node: Node, stack: contextlib.AsyncExitStack) -> Agent:
+        """An agent that reports itself already. Raises Refusal."""
+        options = config.options
+        try:
+            flows = None if options.flows is None else FlowFile(options.flows)
+        except OSError as err:
+            raise Refusal(f"--flows: {options.flows}: {err.strerror}; give a file that can be written, or -") from err
+        agent = cls(config, node, flows)
+        stack.callback(agent._close)
+        if options.metrics is not None:
+            try:
+                server = MetricsServer(options.metrics, agent._report.scrape, agent._report.healthy)
+            except ValueError as err:
+                raise Refusal(f"--metrics: {err}", BAD_POLICY) from err
+            except OSError as err:
+                cure = "give an address of this machine and a free port"
+                raise Refusal(f"--metrics: {options.metrics}: {err.strerror or err}; {cure}") from err
+            stack.push_async_callback(asyncio.to_thread, server.close)
+        status = await serve_status(options.state, agent._report.status)
+        stack.callback(remove_socket, options.state)
+        stack.callback(status.close)
+        return agent
+
+    async def run(self) -> int:
+        """From the first policy to the last rule taken away; returns the exit status."""
+        refused: Refusal | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(self._work(), name="work")
+                tasks.create_task(self._cancel_when_asked(work), name="wait for stop")
+        except* Refusal as group:
+            refused = group.exceptions[0] if isinstance(group.exceptions[0], Refusal) else None
+        if refused is not None:
+            log.error("%s", refused)
+            await self._leave(Stop(0.0))
+            return refused.status
+        assert self._channel.stop is not None
+        return STOPPED if await self._leave(self._channel.stop) else FAILED
+
+    async def _cancel_when_asked(self, work: asyncio.Task[None]) -> None:
+        await self._channel.stop_asked.wait()
+        work.cancel()
+
+    async def _work(self) -> None:
+        accepted = await self._first_policy()
+        await self._configure(accepted)
+        await self._enforce_first(accepted)
+        watch = FolderWatch(self._options.policy, self._seen)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.notice(), name="notice changes")
+            tasks.create_task(self._follow(watch), name="follow folder")
+
+    # Start
+
+    async def _first_policy(self) -> Accepted:
+        """The folder's policy, or the last good one where the folder is bad. Raises Refusal."""
+        folder, state = self._options.policy, self._options.state
+        try:
+            return await asyncio.to_thread(accept_folder, folder)
+        except BadPolicy as bad:
+            self._refuse(bad.problems)
+        try:
+            accepted = await asyncio.to_thread(last_good.load, state)
+        except last_good.Unusable as err:
+            why = f"--policy: {folder} is refused for the reasons above, and no last good policy can stand in: {err}"
+            raise Refusal(why, BAD_POLICY) from err
+        log.warning(
+            "%s is refused: enforcing the last good policy, revision %s, instead", folder, accepted.policy.revision
+        )
+        self._report.source = report.LAST_GOOD
+        return accepted
+
+    async def _configure(self, accepted: Accepted) -> None:
+        """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
+        self._settings = self._report.settings = settings = node_settings(self._options, accepted.wishes)
+        await asyncio.to_thread(self._node.preflight, settings)
+        self._enforcer = self._report.enforcer = Enforcer(self._workers, self._node.rules(settings), settings)
+        addresses = await asyncio.to_thread(self._node.addresses)
+        self._channel.send(Configured(settings, self._name, addresses))
+        while len(self._workers.links) < settings.workers:
+            await self._worker_started.wait()
+            self._worker_started.clear()
+
+    async def _enforce_first(self, accepted: Accepted) -> None:
+        assert self._enforcer is not None
+        try:
+            await self._enforcer.hold()
+        except KernelError as err:
+            raise Refusal(f"kernel rules: {err}", REFUSED) from err
+        problems = await self._enforcer.enforce(accepted.policy)
+        if problems:
+            raise Refusal("; ".join(problems))
+        self._report.phase = report.ENFORCING
+        await self._keep(accepted)
+        self._channel.send(Ready(accepted.policy.revision))
+
+    # Following the folder
+
+    async def _follow(self, watch: FolderWatch) -> None:
+        patience: float | None = None
+        while True:
+            previous, self._seen = self._seen, await watch.changed(patience)
+            noticed = time.time()
+            written = written_at(self._seen, previous)
+            if written is None or not 0 <= noticed - written <= PLAUSIBLE_AGE_S:
+                written = noticed
+            patience = None if await self._take(written) else RETRY_S
+
+    async def _take(self, written: float) -> bool:
+        """Enforce what the folder holds now, or say why not and leave all as it is. False: to be tried again though nothing changes."""
+        assert self._settings is not None
+        assert self._enforcer is not None
+        assert self._enforcer.enforced is not None
+        try:
+            accepted = await asyncio.to_thread(accept_folder, self._options.policy)
+            changed = differences(self._settings, node_settings(self._options, accepted.wishes))
+        except BadPolicy as bad:
+            self._refuse(bad.problems)
+            return True
+        except Refusal as refusal:
+            self._refuse([str(refusal)])
+            return True
+        if changed:
+            self._refuse(changed)
+            return True
+        if accepted.policy.revision != self._enforcer.enforced.revision:
+            problems = await self._enforcer.enforce(accepted.policy)
+            if problems:
+                self._refuse(problems)
+                return False
+            self._report.applied(time.time() - written)
+            log.info("enforcing revision %s", accepted.policy.revision)
+        elif self._report.problems:
+            log.info("the folder is good again, and holds what is enforced: revision %s", accepted.policy.revision)
+        self._report.problems = ()
+        self._report.source = report.FOLDER
+        await self._keep(accepted)
+        return True
+
+    def _refuse(self, problems: list[str]) -> None:
+        for problem in problems:
+            log.error("%s", problem)
+        if self._enforcer is not None and self._enforcer.enforced is not None:
+            log.error("the change is refused as a whole; revision %s stays in force", self._enforcer.enforced.revision)
+        self._report.problems = tuple(problems)
+
+    async def _keep(self, accepted: Accepted) -> None:
+        try:
+            await asyncio.to_thread(last_good.save, self._options.state, accepted)
+        except OSError as err:
+            log.warning("--state: the last good policy cannot be kept in %s: %s", self._options.state, err.strerror)
+
+    # End
+
+    async def _leave(self, stop: Stop) -> bool:
+        """End the workers, then take the rules away, unless they are to be kept. False if rules could not be taken away."""
+        self._report.phase = report.DRAINING if stop.drain_s else report.STOPPING
+        enforcer = self._enforcer
+        touched = enforcer is not None and enforcer.touched and not stop.keep_rules
+        try:
+            if enforcer is not None and touched and stop.drain_s:
+                await enforcer.drain()
+            await self._end_workers(stop)
+            if enforcer is not None and touched:
+                self._report.phase = report.STOPPING
+                await enforcer.remove()
+        except KernelError as err:
+            log.error("kernel rules: %s; `nft delete table inet pellucid` removes them", err)
+            return False
+        finally:
+            for pipe in self._pipes:
+                pipe.close()
+        return True
+
+    async def _end_workers(self, stop: Stop) -> None:
+        """Returns when they have ended or their time is over; the supervisor may shorten it meanwhile."""
+        while True:
+            self._channel.stop_asked.clear()
+            stop = self._channel.stop or stop
+            self._workers.drain(stop.drain_s)
+            ended = asyncio.create_task(self._workers.all_ended(), name="workers ended")
+            asked = asyncio.create_task(self._channel.stop_asked.wait(), name="asked again")
+            await asyncio.wait(
+                {ended, asked}, timeout=stop.drain_s + WORKERS_GRACE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            ended.cancel()
+            asked.cancel()
+            if not self._channel.stop_asked.is_set():
+                return
+
+    def _close(self) -> None:
+        self._workers.close()
+        if self._enforcer is not None:
+            self._enforcer.close()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._flows is not None:
+            self._flows.close(FLOW_FILE_GRACE_S)
+        self._channel.close()
+
+    # What the supervisor sends
+
+    def _on_worker_started(self, index: int, control: socket.socket, flows: int) -> None:
+        self._workers.add(index, control)
+        if flows >= 0 and self._flows is not None:
+            self._pipes.append(FlowPipe(flows, self._flows))
+        self._worker_started.set()
+
+    def _on_reopen_flows(self) -> None:
+        if self._flows is not None:
+            self._flows.reopen()

@@ -1,0 +1,89 @@
+"""From a folder of manifests to a policy that can be enforced, or to the problems that forbid it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import UNSET
+
+from pellucid_policy.compile import PolicySet, compile_policies
+from pellucid_policy.features import INSTALLATION, ONE_NODE, unsupported
+from pellucid_policy.installation import TransparentProxy, TransparentProxySpec
+from pellucid_policy.objects import Objects, Problem
+from pellucid_policy.parse import parse_files
+
+from .node_settings import Wishes
+from .source_files import SourceFile, UnreadableFolder, read_folder
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A whole folder that this node can enforce."""
+
+    policy: PolicySet
+    wishes: Wishes
+
+
+class BadPolicy(Exception):
+    """The folder is refused as a whole. problems: one line each, with file, line, path and cure."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def accept_folder(folder: str) -> Accepted:
+    """What folder holds now. Raises BadPolicy. May take seconds: to be called in a thread."""
+    try:
+        return accept(read_folder(folder))
+    except UnreadableFolder as err:
+        raise BadPolicy(err.problems) from err
+
+
+def accept(files: tuple[SourceFile, ...]) -> Accepted:
+    """What files hold together. Raises BadPolicy; a file is never left out, nor an object of it."""
+    objects = parse_files({file.path: file.content for file in files})
+    problems = unenforceable(objects) if isinstance(objects, Objects) else objects
+    if not isinstance(objects, Objects) or problems:
+        raise BadPolicy([str(problem) for problem in problems])
+    try:
+        return Accepted(compile_policies(objects), _wishes(objects))
+    except ValueError as err:  # nothing that parsing and the features leave should come here: refuse all the same
+        raise BadPolicy([str(err)]) from err
+
+
+def unenforceable(objects: Objects) -> list[Problem]:
+    """A problem for every field that asks for what this release does not do, sorted by file and line."""
+    found = unsupported(objects, ONE_NODE | {INSTALLATION})
+    for proxy in objects.proxies:
+        found += [
+            objects.problem(proxy, path, "is not implemented", "leave the field out") for path in _not_of_a_node(proxy)
+        ]
+    return sorted(found)
+
+
+def _not_of_a_node(proxy: TransparentProxy) -> Iterator[str]:
+    """Paths of what a node without a cluster cannot do."""
+    spec = proxy.spec
+    if spec.unknown_pods is not UNSET:
+        yield "spec.unknownPods"
+    if spec.node_selector is not UNSET:
+        yield "spec.nodeSelector"
+    if spec.images is not UNSET:
+        yield "spec.images"
+    if spec.exclude is not UNSET and spec.exclude.ports:
+        yield "spec.exclude.ports"
+    if spec.limits is not UNSET and spec.limits.connections_per_pod is not UNSET:
+        yield "spec.limits.connectionsPerPod"
+
+
+def _wishes(objects: Objects) -> Wishes:
+    spec = objects.proxies[0].spec if objects.proxies else TransparentProxySpec()
+    return Wishes(
+        scope=None if spec.pod_cidrs is UNSET else spec.pod_cidrs,
+        exclude=None if spec.exclude is UNSET else spec.exclude.cidrs,
+        source_address=None if spec.source_address is UNSET else str(spec.source_address.value),
+        marks_mask=None if spec.marks is UNSET else spec.marks.mask,
+        workers=None if spec.workers is UNSET else spec.workers,
+        connections=None if spec.limits is UNSET or spec.limits.connections is UNSET else spec.limits.connections,
+    )

@@ -1,0 +1,150 @@
+"""What the agent knows of the node, as metrics, as status and as health."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import platform
+import time
+from collections.abc import Iterable
+
+from .. import __version__
+from ..control import Series
+from ..engine.relay import compiled
+from ..metrics import METRICS
+from ..session.record import Histogram
+from ..settings import NodeSettings
+from ..supervisor.options import RunOptions
+from .data_path import conntrack_series
+from .enforcer import Enforcer
+from .flows import FlowFile
+from .status import NodeStatus, WorkerStatus
+from .workers import Workers
+
+ENGINE_FORM = "compiled" if compiled else "uncompiled"
+SCRAPE_TIMEOUT_S = 2.0
+
+STARTING, ENFORCING, DRAINING, STOPPING = "starting", "enforcing", "draining", "stopping"
+FOLDER, LAST_GOOD = "folder", "last-good"
+
+
+class Report:
+    """The agent writes the fields, everybody else reads through the methods. settings and enforcer: None until they are known."""
+
+    def __init__(self, options: RunOptions, node: str, workers: Workers, flows: FlowFile | None) -> None:
+        self.phase = STARTING
+        self.source = FOLDER
+        self.problems: tuple[str, ...] = ()
+        self.settings: NodeSettings | None = None
+        self.enforcer: Enforcer | None = None
+        self._options = options
+        self._folder = os.path.abspath(options.policy)
+        self._node = node
+        self._workers = workers
+        self._flows = flows
+        self._started_at = time.monotonic()
+        self._last_apply_s: float | None = None
+        self._apply_seconds = Histogram("policy_apply_seconds")
+        self._loop = asyncio.get_running_loop()
+        self._served: list[Series] = []
+
+    @property
+    def revision(self) -> str:
+        """What is enforced; "" before the first."""
+        return self.enforcer.enforced.revision if self.enforcer and self.enforcer.enforced else ""
+
+    def applied(self, seconds: float) -> None:
+        """A change was in force so long after it was written."""
+        self._last_apply_s = seconds
+        self._apply_seconds.add(seconds)
+
+    def healthy(self) -> str:
+        """Why the node does not enforce its folder; "" if it does. From any thread."""
+        if self.phase != ENFORCING:
+            return self.phase
+        return "; ".join(self.problems)
+
+    def scrape(self) -> Iterable[Series]:
+        """All series of the node; those of the last time if the loop does not answer. To be called in other threads than the loop's."""
+        asked = asyncio.run_coroutine_threadsafe(self.series(), self._loop)
+        try:
+            self._served = asked.result(SCRAPE_TIMEOUT_S)
+        except (TimeoutError, concurrent.futures.CancelledError):
+            asked.cancel()
+        return self._served
+
+    async def series(self) -> list[Series]:
+        """What workers, kernel and agent counted."""
+        kernel = self.enforcer.kernel_series() if self.enforcer else _nothing()
+        by_worker, from_kernel = await asyncio.gather(self._workers.stats(), kernel)
+        found = [*self._own(), *from_kernel, *conntrack_series()]
+        for index, series in by_worker.items():
+            found.append(Series("worker_up", "gauge", (str(index),), 0 if series is None else 1))
+            found += (each for each in series or () if _counted_by_workers(each))
+        return found
+
+    async def status(self) -> NodeStatus:
+        """This moment of the node."""
+        by_worker = await self._workers.stats()
+        workers = tuple(
+            WorkerStatus(link.index, link.alive, link.revision, _connections(by_worker.get(link.index)))
+            for link in self._workers.links
+        )
+        enforced = self.enforcer.enforced if self.enforcer else None
+        settings = self.settings
+        return NodeStatus(
+            version=__version__,
+            node=self._node,
+            pid=os.getppid(),
+            phase=self.phase,
+            revision=self.revision,
+            source=self.source,
+            folder=self._folder,
+            problems=self.problems,
+            workers=workers,
+            connections=sum(worker.connections or 0 for worker in workers),
+            groups=len(enforced.groups) if enforced else 0,
+            pods=len(enforced.pods) if enforced else 0,
+            policies=tuple(
+                f"{key.kind} {key.namespace}/{key.name}" if key.namespace else f"{key.kind} {key.name}"
+                for key in (enforced.policies if enforced else ())
+            ),
+            scope=settings.scope if settings else (),
+            listen=_listen(settings) if settings else (),
+            engine_form=ENGINE_FORM,
+            uptime_s=time.monotonic() - self._started_at,
+            last_apply_s=self._last_apply_s,
+            flows=self._options.flows,
+            flows_dropped=self._flows.dropped if self._flows else 0,
+            metrics=self._options.metrics,
+        )
+
+    def _own(self) -> list[Series]:
+        found = [
+            Series("build_info", "gauge", (__version__, platform.python_version(), ENGINE_FORM), 1),
+            Series("policy_problems", "gauge", (), len(self.problems)),
+            self._apply_seconds.series(),
+        ]
+        if self.revision:
+            found.append(Series("policy_revision_info", "gauge", (self.revision,), 1))
+        if self._flows:
+            found.append(Series("events_dropped", "counter", ("writer",), self._flows.dropped))
+        return found
+
+
+def _counted_by_workers(series: Series) -> bool:
+    metric = METRICS.get(series.name)
+    return metric is not None and metric.counted_by == "worker"
+
+
+def _connections(series: list[Series] | None) -> int | None:
+    return None if series is None else int(sum(each.value for each in series if each.name == "connections_active"))
+
+
+def _listen(settings: NodeSettings) -> tuple[str, ...]:
+    return (f"127.0.0.1:{settings.listen_port}", *([f"[::1]:{settings.listen_port}"] if settings.ipv6 else []))
+
+
+async def _nothing() -> list[Series]:
+    return []

@@ -1,0 +1,39 @@
+"""One pellucid a state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from .options import Refusal
+
+
+@contextlib.contextmanager
+def locked(state: str) -> Iterator[None]:
+    """Holds the state folder for this process, making it (mode 0700) if it is missing.
+
+    The kernel lets go of the lock when the process ends, however it ends. Raises Refusal naming the holder.
+    """
+    path = os.path.join(state, "lock")
+    try:
+        os.makedirs(state, mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise Refusal(
+            f"--state: {path} cannot be opened: {err.strerror}; give a folder that can be written to"
+        ) from err
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise Refusal(
+                f"--state: pellucid already runs with {state}, as process {holder}; stop it, or give another folder"
+            ) from err
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        yield
+    finally:
+        os.close(fd)

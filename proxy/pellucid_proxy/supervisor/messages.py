@@ -1,0 +1,59 @@
+"""The messages between supervisor and agent, on a SOCK_SEQPACKET pair: one packet is msgpack of one tagged struct."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..settings import NodeSettings
+from .options import RunOptions
+
+MAX_PACKET = 1 << 20
+
+
+class AgentConfig(msgspec.Struct, frozen=True):
+    """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor."""
+
+    options: RunOptions
+    channel: int
+    parent: int
+
+
+class Configured(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: policy and settings are good; open the listeners and start settings.workers workers.
+
+    Nothing in the kernel has been changed so far. node_addresses: packed."""
+
+    settings: NodeSettings
+    node: str
+    node_addresses: tuple[bytes, ...]
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: revision is enforced."""
+
+    revision: str
+
+
+class WorkerStarted(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent, with descriptors: the worker's control socket, and the read end of its flow pipe if has_flows."""
+
+    index: int
+    has_flows: bool
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent: end. A second one replaces the first.
+
+    drain_s: how long live connections may go on; 0: not at all. keep_rules: leave the kernel as it is, so that pods with
+    failureMode Closed stay refused."""
+
+    drain_s: float
+    keep_rules: bool = False
+
+
+class ReopenFlows(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent: the flow file was renamed; open its name again."""
+
+
+ToSupervisor = Configured | Ready
+ToAgent = WorkerStarted | Stop | ReopenFlows

@@ -1,0 +1,43 @@
+"""What `pellucid run` was asked for, and how it ends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..settings import Marks
+
+STOPPED, FAILED, BAD_POLICY, REFUSED = 0, 1, 2, 3
+"""Exit statuses: stopped on request; other failure; wrong usage or bad policy at the start; no rights, or preflight refused."""
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line, not yet checked. What is None or empty is taken from the folder's TransparentProxy object, or else the default.
+
+    policy: folder of YAML files. scope, exclude, allow_dial: CIDRs (settings.NodeSettings).
+    state: folder of lock, status socket and last good policy; made if missing.
+    metrics: ADDR:PORT to serve Prometheus on. flows: file that flow records are appended to, - for standard output; None: no records.
+    drain_s: how long live connections may go on after the first SIGTERM or SIGINT. node: this node's name, by default the host's.
+    """
+
+    policy: str
+    scope: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_dial: tuple[str, ...] = ()
+    state: str = "/var/lib/pellucid"
+    metrics: str | None = None
+    flows: str | None = None
+    drain_s: float = 30.0
+    node: str = ""
+    workers: int | None = None
+    source_address: str | None = None
+    listen_port: int | None = None
+    marks: Marks | None = None
+    log_level: str = "INFO"
+
+
+class Refusal(Exception):
+    """The run cannot go on: what is wrong and its cure, and the exit status that says so."""
+
+    def __init__(self, message: str, status: int = FAILED) -> None:
+        super().__init__(message)
+        self.status = status
