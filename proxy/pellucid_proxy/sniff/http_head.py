@@ -12,7 +12,8 @@ MAX_HEAD = 16384
 """Bytes of the longest request head, its empty line included; nginx, Apache and Node stop at 8 to 32 KiB."""
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-FIELD = TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n"  # no space before the colon, no folding, no control bytes (§5.1, §5.2)
+# No space before the colon, no folding, no control bytes (§5.1, §5.2).
+FIELD = TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n"
 HEAD = re.compile(
     rb"(" + TOKEN + rb"{1,32}+) ([^\x00-\x20\x7f]++) HTTP/1\.([01])\r\n"  # the target may be raw UTF-8: clients send it
     rb"((?:" + FIELD + rb")*+)\r\n"

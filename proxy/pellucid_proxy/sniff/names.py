@@ -24,7 +24,8 @@ def _letters() -> bytes:
     return bytes(table)
 
 
-LETTERS = _letters()  # lower case; "!" for what no host name contains. The underscore is in use, whatever RFC 1123 says.
+# To lower case, and to "!" for what no host name contains. The underscore is in use, whatever RFC 1123 says.
+LETTERS = _letters()
 ADDRESS_BYTES = b"0123456789abcdefABCDEF:."
 
 
