@@ -32,18 +32,22 @@ SERVER_GATEWAYS = ("192.0.2.1", "2001:db8::1")
 """The node's addresses towards pods and towards servers; servers see the latter when the node speaks for itself."""
 
 _SYSCTLS = {
-    "net.ipv4.ip_forward": "1",
     "net.ipv4.conf.all.rp_filter": "0",
     "net.ipv4.conf.default.rp_filter": "0",
     "net.ipv4.conf.all.src_valid_mark": "0",
     "net.ipv4.conf.default.src_valid_mark": "0",
     "net.ipv4.conf.all.send_redirects": "0",
     "net.ipv4.conf.default.send_redirects": "0",
-    "net.ipv6.conf.all.forwarding": "1",
     "net.ipv6.conf.default.accept_dad": "0",  # addresses serve at once
     "net.ipv6.conf.all.accept_dad": "0",
 }
 """A new namespace inherits some of these from the machine; here they are always the same."""
+_NODE_SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv6.conf.all.forwarding": "1",
+    "net.bridge.bridge-nf-call-iptables": "0",
+    "net.bridge.bridge-nf-call-ip6tables": "0",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 Stream = int | IO[bytes] | None
@@ -232,6 +236,10 @@ class Topology:
         self._create(server)
         self.servers[name] = server
         self._attach(server, SERVER_GATEWAYS)
+        if number == 10:  # the first one is where the node sends what it knows no route for; it does not forward it
+            first_of_family = {":" in address: address for address in reversed(own)}
+            self._ip(self.node, [f"route add default via {address} dev {server.interface} onlink"
+                                 for address in first_of_family.values()])
         return server
 
     def remove_pod(self, name: str) -> None:
@@ -244,7 +252,8 @@ class Topology:
         if len(namespace.interface) > 15:
             raise ValueError(f"{namespace.name}: a name in a topology has at most 11 characters")
         _batch([], [f"netns add {namespace.name}"])
-        values = {name: value for name, value in _SYSCTLS.items() if self._ipv6 or not name.startswith("net.ipv6.")}
+        wanted = _SYSCTLS | _NODE_SYSCTLS if namespace is self.node else _SYSCTLS
+        values = {name: value for name, value in wanted.items() if Path("/proc/sys", *name.split(".")[:2]).exists()}
         if self._congestion_control is not None:
             values["net.ipv4.tcp_congestion_control"] = self._congestion_control
         namespace.set_sysctls(values)
