@@ -13,6 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pellucid_policy.features import unsupported
+from pellucid_policy.objects import Objects
+from pellucid_policy.parse import parse_files
 from pellucid_proxy.settings import Marks, NodeSettings
 from tests.conftest import form
 from tools import settings_table
@@ -117,6 +120,23 @@ def test_links_in_documents_lead_somewhere() -> None:
     ]
     broken = [f"{name}: {target}" for name, target in links if not ((ROOT / name).parent / target).exists()]
     assert broken == []
+
+
+def test_the_policies_that_documents_and_examples_show_are_accepted() -> None:
+    shown = {}
+    for name in tracked():
+        if name.endswith(".md"):
+            blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+            shown.update(
+                {f"{name}[{at}].yaml": {f"{name}[{at}].yaml": block.encode()} for at, block in enumerate(blocks)}
+            )
+        elif name.startswith("examples/") and name.endswith((".yaml", ".yml")):
+            shown.setdefault(str(Path(name).parent), {})[name] = (ROOT / name).read_bytes()
+    assert "README.md[0].yaml" in shown
+    for where, files in shown.items():
+        objects = parse_files(files)
+        assert isinstance(objects, Objects), (where, objects)
+        assert unsupported(objects) == [], where
 
 
 SKIPPING = """
