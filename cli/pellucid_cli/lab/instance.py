@@ -32,7 +32,13 @@ class Instance:
     """
 
     def __init__(
-        self, node: Namespace, policy: Path, folder: Path, *, scope: Sequence[str] = (), options: Sequence[str] = ()
+        self,
+        node: Namespace,
+        policy: Path,
+        folder: Path,
+        *,
+        scope: Sequence[str] = (),
+        options: Sequence[str] = ("--drain", "2"),
     ) -> None:
         self.state = folder / "state"
         self.log = folder / "log"
