@@ -19,13 +19,15 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "build" / "compiled"
-KEPT = 3  # copies; a test run may still use the one before the last
+KEPT = 3  # copies, and those younger than a day: a long run may still use one
+DAY_S = 86400
 CFLAGS = "-O2 -g0"
 
 
@@ -154,8 +156,10 @@ def prune() -> None:
     copies = [
         path for path in STORE.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
     ]
-    for old in sorted(copies, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    ages = sorted((time.time() - path.stat().st_mtime, path) for path in copies)
+    for age, old in ages[KEPT:]:
+        if age > DAY_S:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":
