@@ -605,13 +605,14 @@ class Side(Handler):
         if outcome != GO_ON:
             return outcome
         try:
-            return self.pass_guard(kernel.taken(buffer, 0, count))
+            self.pass_guard(kernel.taken(buffer, 0, count))
         except Exception:
+            self.engine.worker.failed()
             self.doomed = True
-            return DRAINED
+        return GO_ON
 
-    @cython.cfunc
-    def pass_guard(self, data: bytes) -> cython.int:
+    @cython.ccall
+    def pass_guard(self, data: bytes):
         passed: bytes
         passed, refusal = self.guard.feed(data)
         if refusal is not None:
@@ -621,7 +622,6 @@ class Side(Handler):
         if passed:
             self.unsent = passed
             self.unsent_at = 0
-        return GO_ON
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -733,6 +733,18 @@ class Upstream(Side):
             return self.close(True, UPSTREAM_RESET)
         self.note(events)
         return client.on_upstream()
+
+    @cython.ccall
+    def pass_guard(self, data: bytes):
+        """The server's answer may release bytes that the client's guard held."""
+        guard = self.guard
+        Side.pass_guard(self, data)
+        released: bytes = guard.released
+        if released:
+            self.peer.unsent = released if self.peer.unsent is None else self.peer.unsent[self.peer.unsent_at :] + released
+            self.peer.unsent_at = 0
+            self.peer.blocked = True  # sent when this side is reported writable, which is asked for anew here
+            kernel.rewatch(self.engine.epoll, self.fd, self.events)
 
     @cython.ccall
     @cython.exceptval(check=False)
@@ -975,7 +987,7 @@ class Client(Side):
         self.active_at = self.engine.now
         self.join_queue(self.engine.idle)
         if self.guard is not None:
-            upstream.guard = self.guard.response_guard()
+            upstream.guard = self.session.responses()  # never raises
         self.pump()  # the first bytes wait there
         if not self.closed and (upstream.readable or upstream.unsent is not None):
             upstream.pump()

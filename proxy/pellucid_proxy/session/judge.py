@@ -57,7 +57,6 @@ class Judge:
         self.enforced: Enforced
         self.tallies = Tallies()
         self.source_address = settings.source_address
-        self.max_first_bytes = settings.max_first_bytes
         self._node_addresses = frozenset(node_addresses)
         self._allowed = tuple(ipaddress.ip_network(cidr) for cidr in settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}

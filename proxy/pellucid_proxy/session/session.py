@@ -18,9 +18,9 @@ from pellucid_policy.decide import decide
 from pellucid_policy.facts import ABSENT, TCP, UNKNOWN, Facts, Unnamed
 from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
 
-from ..sniff.first_bytes import sniff
+from ..sniff.first_bytes import HTTP1, Sniffed, give_up, sniff
 from ..sniff.refusal import refusal
-from .http_guard import RequestGuard
+from .http_guard import Refusal, RequestGuard
 from .via import Handshake, handshake
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WAIT, DIAL, RACE, REFUSE, HOLD = range(5)
 """The next step: wait for bytes; dial target and relay; dial, and see who speaks first; end with reply(); leave unanswered."""
 
-NO_BYTES, SERVER_FIRST, UNFINISHED = "None", "ServerFirst", "Unfinished"
+NO_BYTES, SERVER_FIRST = "None", "ServerFirst"
 """What stands for the protocol where the client's first bytes did not tell it."""
 
 UNDECIDABLE = Verdict(action=Action.BLOCK, reason=Reason.UNDECIDABLE)
@@ -78,7 +78,7 @@ class Session:
         self.revision = ""
         self.name: str | None = None
         self.protocol = NO_BYTES
-        self.partial = False
+        self.partial = b""  # first bytes that do not say enough yet
         self.target: tuple[bytes, int] | None = None
         self.spoof = True
         self.handshake: Handshake | None = None
@@ -95,22 +95,11 @@ class Session:
     def received(self, data: bytes) -> int:
         """data is all that the client sent so far."""
         first = sniff(data)
-        if first is None and len(data) < self.judge.max_first_bytes:
-            if not self.partial:
-                self.partial = True
-                self.protocol = UNFINISHED
-                if self.tally is None:
-                    return self.opened()
-            return WAIT
-        if first is None:
-            return self.gave_up()
-        self.partial = False
-        self.protocol = first.protocol
-        self.name = first.name
-        step = self._settle(ABSENT if first.name is None else first.name, first.encrypted, first.mismatch)
-        if step == DIAL and first.protocol == "HTTP/1" and self._depends_on_name():
-            return self._guard(data)
-        return step
+        if first is not None:
+            return self._believe(first, data)
+        begun = self.partial
+        self.partial = data
+        return WAIT if begun or self.tally is not None else self.opened()
 
     def silent(self) -> int:
         """Nothing came for a moment: dial now, if the connection would be allowed without a name."""
@@ -122,12 +111,16 @@ class Session:
 
     def server_spoke(self) -> int:
         """In a race, the server sent bytes first."""
-        self.protocol = UNFINISHED if self.partial else SERVER_FIRST
-        return self._settle(ABSENT, False, self.partial)
+        if self.partial:
+            return self.gave_up()
+        self.protocol = SERVER_FIRST
+        return self._settle(ABSENT, False, False)
 
     def gave_up(self) -> int:
         """The first bytes did not come in time, or the client ended without them."""
-        return self._settle(ABSENT, False, self.partial)
+        if self.partial:
+            return self._believe(give_up(self.partial), self.partial)
+        return self._settle(ABSENT, False, False)
 
     def reply(self) -> bytes | None:
         """What a refused client is told before the end, None: a reset."""
@@ -136,6 +129,16 @@ class Session:
         return refusal(self.protocol, self.verdict.status, self.verdict.body)
 
     # Deciding
+
+    def _believe(self, first: Sniffed, data: bytes) -> int:
+        """Decide by what the first bytes said."""
+        self.partial = b""
+        self.protocol = first.protocol
+        self.name = first.name
+        step = self._settle(ABSENT if first.name is None else first.name, first.encrypted, first.mismatch)
+        if step == DIAL and first.protocol == HTTP1 and self._depends_on_name():
+            return self._guard(data)
+        return step
 
     def _verdict(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> Verdict | None:
         """None if a name is needed first. Looks the pod up anew: it may have changed since."""
@@ -201,13 +204,22 @@ class Session:
         """No more requests will come: the connection became something else (101), relay without looking."""
         return self.guard is None or self.guard.opaque
 
-    def feed(self, data: bytes) -> tuple[bytes, str | None]:
+    def feed(self, data: bytes) -> tuple[bytes, Refusal | None]:
         """The part of the client's bytes that may go upstream now, and why the rest never will (None: it may, later)."""
         assert self.guard is not None
         passed, refused = self.guard.feed(data)
-        if refused is not None and self.verdict.action is not Action.BLOCK:  # the guard's own finding
-            self._refuse(Verdict(Action.BLOCK, Reason.HOST_MISMATCH, self.verdict.rule, Response.RESPOND, 400))
+        if refused is not None:
+            self.distrust(refused)
         return passed, refused
+
+    def responses(self) -> Responses | None:
+        """What must see the server's bytes before the client does, or None."""
+        return Responses(self) if self.guard is not None and self.guard.awaiting_response else None
+
+    def distrust(self, refused: Refusal) -> None:
+        """Note that the guard refused, unless it was because of a verdict, which is noted already."""
+        if self.verdict.action is not Action.BLOCK:
+            self._refuse(Verdict(Action.BLOCK, Reason.HOST_MISMATCH, self.verdict.rule, Response.RESPOND, refused.status))
 
     def _guard(self, data: bytes) -> int:
         self.guard = RequestGuard(self._allows)
@@ -230,3 +242,25 @@ class Session:
     def _refuse(self, verdict: Verdict) -> None:
         self.verdict = verdict
         self.tally = self.judge.tallies.of(verdict)
+
+
+class Responses:
+    """The server's answer to an Upgrade: it tells whether what the client sent behind it may go on. released: that, once."""
+
+    __slots__ = ("_session", "opaque", "released")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.opaque = False
+        self.released = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, Refusal | None]:
+        """The part of the server's bytes that may go to the client, and why the rest never will."""
+        guard = self._session.guard
+        assert guard is not None
+        self.released, refused = guard.on_response(data)
+        self.opaque = not guard.awaiting_response
+        if refused is not None:
+            self._session.distrust(refused)
+            return b"", refused
+        return data, None
