@@ -236,6 +236,7 @@ class Session:
             return True
         if verdict is None or verdict.action is not Action.BLOCK:
             verdict = UNDECIDABLE  # allowed, but elsewhere: this connection cannot go there
+        self.name = name  # the record tells of the request that ended the connection
         self._refuse(verdict)
         return False
 

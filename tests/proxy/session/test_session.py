@@ -225,6 +225,7 @@ def test_every_request_of_a_connection_admitted_by_host_is_decided() -> None:
     passed, refused = s.feed(get("good.example", "/3") + get("evil.example"))
     assert (passed, refused) == (get("good.example", "/3"), "Denied")
     assert (s.verdict.action, s.verdict.rule and s.verdict.rule.rule) == (Action.BLOCK, "rest")
+    assert s.name == "evil.example"
 
 
 def test_a_pipelined_request_that_is_denied_does_not_go_with_the_first() -> None:
