@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 
 import uvloop
@@ -11,7 +12,7 @@ import uvloop
 from ..supervisor import logs
 from ..supervisor.messages import AgentConfig
 from ..worker_config import die_with_parent, read_config
-from .data_path import preflight
+from .data_path import refuse_unfit
 from .main import Node, serve
 
 
@@ -23,6 +24,7 @@ def main() -> int:
     config = read_config(parser.parse_args().config_fd, AgentConfig)
     die_with_parent(config.parent)
     logs.start("agent", config.options.log_level)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every change
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
@@ -30,7 +32,7 @@ def main() -> int:
     ):  # a service manager sends them to all: the supervisor says what to do
         signal.signal(number, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, Node(preflight)))
+        return runner.run(serve(config, Node(refuse_unfit)))
 
 
 if __name__ == "__main__":

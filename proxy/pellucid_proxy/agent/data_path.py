@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from pyroute2 import IPRoute
@@ -10,17 +11,23 @@ from pellucid_policy.verdict import RuleKey
 
 from ..control import Series
 from ..kernel import routing
-from ..kernel.apply import Kernel, KernelError
+from ..kernel.apply import Kernel, KernelError, nft
+from ..kernel.instance import claim
+from ..kernel.preflight import Severity, preflight
 from ..kernel.state import KernelState
 from ..settings import NodeSettings
 from ..supervisor.options import REFUSED, Refusal
+
+log = logging.getLogger(__name__)
 
 
 class DataPath:
     """enforcer.Rules for this machine."""
 
     def __init__(self, settings: NodeSettings) -> None:
+        """Owns the table until the process ends. Raises KernelError if another process does."""
         self._settings = settings
+        self._claim = claim(settings)
         self._kernel = Kernel(settings)
         self._routed = False
         self._actions: dict[
@@ -43,6 +50,16 @@ class DataPath:
         routing.remove(self._settings)
         self._routed = False
 
+    def present(self) -> bool:
+        """Whether a table of ours is there, perhaps of a run that was killed. Raises KernelError."""
+        try:
+            nft("--terse", "list", "table", "inet", self._settings.table)
+        except KernelError as err:
+            if "No such file or directory" in str(err):
+                return False
+            raise
+        return True
+
     def series(self) -> list[Series]:
         """What the kernel counted since this object was made. Raises KernelError."""
         found = [
@@ -55,14 +72,24 @@ class DataPath:
         return found
 
 
-def preflight(settings: NodeSettings) -> None:
-    """This machine can carry settings. Raises Refusal with every reason why not."""
+def refuse_unfit(settings: NodeSettings) -> None:
+    """This machine can carry settings, and nobody else does; what is worth knowing besides is logged. Raises Refusal with every reason."""
     try:
-        found = routing.collisions(settings)
+        claim(settings).close()
     except KernelError as err:
-        found = [str(err)]
-    if found:
-        raise Refusal("; ".join(found), REFUSED)
+        raise Refusal(str(err)) from err
+    errors = []
+    for finding in preflight(settings):
+        if finding.severity is Severity.ERROR:
+            errors.append(f"{finding.what}; {finding.cure}" if finding.cure else finding.what)
+        else:
+            log.log(logging.WARNING if finding.severity is Severity.WARNING else logging.INFO, "%s", finding)
+    if errors:
+        raise Refusal("\n".join(errors), REFUSED)
+    if not settings.ipv6 and routing.ipv6_available():
+        log.warning(
+            "no IPv6 network is in scope: IPv6 traffic of pods passes unseen; add the pods' IPv6 networks if they have any"
+        )
 
 
 def rule_labels(rule: RuleKey | None) -> tuple[str, str]:

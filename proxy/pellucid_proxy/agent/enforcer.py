@@ -38,13 +38,16 @@ class Rules(Protocol):
 
     def series(self) -> list[Series]: ...
 
+    def present(self) -> bool: ...
+
 
 class Enforcer:
-    """enforced: what workers and kernel decide by; None before the first. touched: there may be rules of ours in the kernel."""
+    """enforced: what workers and kernel decide by; None before the first. touched: this run has changed the kernel."""
 
     def __init__(self, workers: Workers, rules: Rules, settings: NodeSettings) -> None:
         self.enforced: PolicySet | None = None
         self.touched = False
+        self._inherited = False
         self._workers = workers
         self._rules = rules
         self._settings = settings
@@ -54,6 +57,7 @@ class Enforcer:
 
     async def hold(self) -> None:
         """Let nothing new of the scope pass until there is a policy. Raises KernelError."""
+        self._inherited = await self._in_kernel(self._rules.present)
         self.touched = True
         await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
 
@@ -80,6 +84,17 @@ class Enforcer:
         """Take everything of ours out of the kernel. Raises KernelError."""
         await self._in_kernel(self._rules.remove)
         self.touched = False
+
+    async def give_up(self, policy: PolicySet) -> None:
+        """Undo a start that failed. Raises KernelError.
+
+        Where a run before this one was killed, its rules were there and refused the pods with failureMode Closed. To take them
+        away now would open what is closed: the rules of policy, with no worker behind them, refuse the same.
+        """
+        if self._inherited:
+            await self._in_kernel(lambda: self._rules.apply(kernel_state(policy, self._settings)))
+        else:
+            await self.remove()
 
     async def kernel_series(self) -> list[Series]:
         """What the kernel counted; nothing if it cannot be asked."""

@@ -70,6 +70,7 @@ class Agent:
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
+        self._first: Accepted | None = None
 
     @classmethod
     async def open(cls, config: AgentConfig, node: Node, stack: contextlib.AsyncExitStack) -> Agent:
@@ -106,7 +107,7 @@ class Agent:
             refused = group.exceptions[0] if isinstance(group.exceptions[0], Refusal) else None
         if refused is not None:
             log.error("%s", refused)
-            await self._leave(Stop(0.0))
+            await self._leave(Stop(0.0, keep_rules=True))
             return refused.status
         assert self._channel.stop is not None
         return STOPPED if await self._leave(self._channel.stop) else FAILED
@@ -116,7 +117,7 @@ class Agent:
         work.cancel()
 
     async def _work(self) -> None:
-        accepted = await self._first_policy()
+        accepted = self._first = await self._first_policy()
         await self._configure(accepted)
         await self._enforce_first(accepted)
         watch = FolderWatch(self._options.policy, self._seen)
@@ -148,7 +149,11 @@ class Agent:
         """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
         self._settings = self._report.settings = settings = node_settings(self._options, accepted.wishes)
         await asyncio.to_thread(self._node.preflight, settings)
-        self._enforcer = self._report.enforcer = Enforcer(self._workers, self._node.rules(settings), settings)
+        try:
+            rules = self._node.rules(settings)
+        except KernelError as err:
+            raise Refusal(str(err)) from err
+        self._enforcer = self._report.enforcer = Enforcer(self._workers, rules, settings)
         addresses = await asyncio.to_thread(self._node.addresses)
         self._channel.send(Configured(settings, self._name, addresses))
         while len(self._workers.links) < settings.workers:
@@ -227,17 +232,18 @@ class Agent:
     # End
 
     async def _leave(self, stop: Stop) -> bool:
-        """End the workers, then take the rules away, unless they are to be kept. False if rules could not be taken away."""
+        """End the workers and bring the kernel's rules to where they are to stay. False if the kernel refused."""
         self._report.phase = report.DRAINING if stop.drain_s else report.STOPPING
-        enforcer = self._enforcer
-        touched = enforcer is not None and enforcer.touched and not stop.keep_rules
+        enforcer = self._enforcer if self._enforcer is not None and self._enforcer.touched else None
         try:
-            if enforcer is not None and touched and stop.drain_s:
+            if enforcer is not None and stop.drain_s and not stop.keep_rules:
                 await enforcer.drain()
             await self._end_workers(stop)
-            if enforcer is not None and touched:
-                self._report.phase = report.STOPPING
+            self._report.phase = report.STOPPING
+            if enforcer is not None and not stop.keep_rules:
                 await enforcer.remove()
+            elif enforcer is not None and enforcer.enforced is None and self._first is not None:
+                await enforcer.give_up(self._first.policy)
         except KernelError as err:
             log.error("kernel rules: %s; `nft delete table inet pellucid` removes them", err)
             return False

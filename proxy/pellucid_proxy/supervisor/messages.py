@@ -44,8 +44,8 @@ class WorkerStarted(msgspec.Struct, tag=True, frozen=True):
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to agent: end. A second one replaces the first.
 
-    drain_s: how long live connections may go on; 0: not at all. keep_rules: leave the kernel as it is, so that pods with
-    failureMode Closed stay refused."""
+    drain_s: how long live connections may go on; 0: not at all. keep_rules: the run has failed, nobody asked for its end: pods with
+    failureMode Closed must stay refused."""
 
     drain_s: float
     keep_rules: bool = False

@@ -1,0 +1,208 @@
+"""A run as a transcript: what the supervisor does when children and people do what they do. Agent and workers are fakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE_S = 20.0
+
+DRIVER = """
+import socket, sys
+from pellucid_proxy.supervisor.main import Parts, run
+from pellucid_proxy.supervisor.options import RunOptions
+def open_listeners(settings):
+    listener = socket.create_server(("127.0.0.1", 0))
+    return (listener,)
+parts = Parts("tests.proxy.supervisor.fake_agent", "tests.proxy.supervisor.fake_worker", open_listeners)
+sys.exit(run(RunOptions(policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3])), parts))
+"""
+
+
+class Run:
+    """One supervisor, in a process of its own. lines: what its children told so far; errors: its log, once it has ended."""
+
+    def __init__(self, state: Path, behaviour: dict[str, str], flows: str = "", drain_s: float = 0.5) -> None:
+        self._log = (state.parent / f"{state.name}.log").open("w+b")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(state), flows, str(drain_s)],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])} | behaviour,
+            cwd=ROOT,
+        )
+        self.pid = self._process.pid
+        self.lines: list[str] = []
+
+    def until(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """The match of the line that makes pattern seen so often."""
+        assert self._process.stdout is not None
+        seen = [found for found in map(re.compile(pattern).search, self.lines) if found]
+        while len(seen) < times:
+            line = self._process.stdout.readline().decode().strip()
+            assert line, f"ended without {pattern}: {self.lines} {self.errors}"
+            self.lines.append(line)
+            found = re.search(pattern, line)
+            if found:
+                seen.append(found)
+        return seen[times - 1]
+
+    def until_ready(self) -> None:
+        self.until("agent got WorkerStarted", times=2)
+        self.until("worker . up", times=2)
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def status(self) -> int:
+        assert self._process.stdout is not None
+        self.lines += self._process.stdout.read().decode().splitlines()  # until the last child is gone, too
+        return self._process.wait(PATIENCE_S)
+
+    @property
+    def errors(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
+
+
+class Runs:
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "state"
+        self._all: list[Run] = []
+
+    def start(self, flows: str = "", drain_s: float = 0.5, **behaviour: str) -> Run:
+        run = Run(self.state, behaviour, flows, drain_s)
+        self._all.append(run)
+        return run
+
+    def close(self) -> None:
+        for run in self._all:
+            run.close()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    made = Runs(tmp_path)
+    yield made
+    made.close()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has reaped yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_first_signal_drains_and_second_ends_at_once(runs: Runs) -> None:
+    run = runs.start(drain_s=300)
+    run.until_ready()
+    wait_until_logged(run, "enforcing revision rev-1")
+    run.signal(signal.SIGTERM)
+    run.until(r"agent got Stop\(drain_s=300.0, keep_rules=False\)")
+    run.signal(signal.SIGINT)
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False\)")
+    assert run.status() == 0
+
+
+def test_a_signal_before_it_enforces_ends_at_once(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="hangs")
+    run.until("agent up")
+    run.signal(signal.SIGINT)
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False\)")
+
+
+@pytest.mark.parametrize(("agent", "supervisor"), [(1, 1), (2, 2), (3, 3), (0, 1), (77, 1)])
+def test_what_the_agent_refuses_at_the_start_is_the_exit_status(runs: Runs, agent: int, supervisor: int) -> None:
+    assert runs.start(FAKE_AGENT=f"exit {agent}").status() == supervisor
+
+
+def test_a_dead_worker_stops_the_rest_and_the_rules_stay(runs: Runs) -> None:
+    run = runs.start(FAKE_WORKER="dies")
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=True\)")
+    assert run.status() == 1
+    assert re.search(r"worker 1, process \d+, was killed by SIGSEGV", run.errors)
+
+
+def test_a_dead_agent_stops_the_workers_and_the_log_says_what_stays(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="dies")
+    workers = [int(run.until(rf"worker {index} up (\d+)")[1]) for index in range(2)]
+    run.signal(signal.SIGHUP)
+    assert run.status() == 1
+    assert all(gone(pid) for pid in workers)
+    assert "was killed by SIGKILL" in run.errors
+    assert "nft delete table inet pellucid" in run.errors
+
+
+def test_nothing_outlives_a_killed_supervisor(runs: Runs) -> None:
+    run = runs.start()
+    run.until_ready()
+    run.signal(signal.SIGKILL)
+    run.status()  # its end of the children's standard output closes only when all of them are gone
+
+
+def test_workers_get_listeners_and_a_pipe_and_the_agent_their_other_ends(runs: Runs) -> None:
+    run = runs.start(flows="records")
+    run.until_ready()
+    assert run.until("worker 0 up")[0]
+    assert [line.partition(" node ")[2] for line in sorted(run.lines) if line.startswith("worker")] == [
+        "node-1 listening [1] flows True",
+        "node-1 listening [1] flows True",
+    ]
+    run.until(r"agent got WorkerStarted\(index=1, has_flows=True\) and 2 descriptors")
+
+
+def test_no_pipe_where_flow_records_are_off(runs: Runs) -> None:
+    run = runs.start()
+    run.until(r"agent got WorkerStarted\(index=0, has_flows=False\) and 1 descriptors")
+    run.until("worker 0 up .* flows False")
+
+
+def test_sighup_reopens_the_flow_file(runs: Runs) -> None:
+    run = runs.start()
+    run.until_ready()
+    run.signal(signal.SIGHUP)
+    run.until(r"agent got ReopenFlows\(\)")
+
+
+def test_a_terminals_interrupt_does_not_reach_the_children(runs: Runs) -> None:
+    assert runs.start().until("agent up .* group (.*)")[1] == "True"
+
+
+def test_a_second_instance_is_refused_and_names_the_first(runs: Runs) -> None:
+    first = runs.start()
+    first.until_ready()
+    second = runs.start()
+    assert second.status() == 1
+    assert f"pellucid already runs with {runs.state}, as process {first.pid}" in second.errors
+    assert not any("agent up" in line for line in second.lines)
+
+
+def test_the_lock_of_a_killed_instance_holds_nobody_off(runs: Runs) -> None:
+    first = runs.start()
+    first.until_ready()
+    first.signal(signal.SIGKILL)
+    first.status()
+    runs.start().until_ready()
+
+
+def wait_until_logged(run: Run, text: str) -> None:
+    """The log is a file: look until it says text. Ends with the test's own time limit."""
+    while text not in run.errors:
+        os.sched_yield()
