@@ -5,7 +5,15 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
-from .installation import Exclude, InterceptionAuthority, Limits, TransparentNode, TransparentProxy, TransparentProxySpec, TransparentSnapshot
+from .installation import (
+    Exclude,
+    InterceptionAuthority,
+    Limits,
+    TransparentNode,
+    TransparentProxy,
+    TransparentProxySpec,
+    TransparentSnapshot,
+)
 from .model import ClusterTransparentPolicy, OnPolicyChange, Rule, RuleAction, TransparentPolicy
 from .objects import Object, Objects, Problem
 

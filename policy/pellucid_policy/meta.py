@@ -20,6 +20,8 @@ Text = Annotated[str, Meta(min_length=1, max_length=253)]
 LongText = Annotated[str, Meta(min_length=1, max_length=4096)]
 LabelValue = Annotated[str, Meta(max_length=63)]  # may be empty: Kubernetes allows it, and it equals only itself
 Labels = Annotated[dict[Text, LabelValue], Meta(max_length=64)]
+Opaque = Annotated[dict[Text, Any], Meta(max_length=64)]
+"""An object that is carried and not looked into."""
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -50,8 +52,8 @@ class ObjectMeta(Strict, frozen=True):
     deletion_timestamp: Text | UnsetType = UNSET
     deletion_grace_period_seconds: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     finalizers: Annotated[tuple[Text, ...], Meta(max_length=64)] | UnsetType = UNSET
-    owner_references: Annotated[tuple[dict[str, Any], ...], Meta(max_length=64)] | UnsetType = UNSET
-    managed_fields: Annotated[tuple[dict[str, Any], ...], Meta(max_length=256)] | UnsetType = UNSET
+    owner_references: Annotated[tuple[Opaque, ...], Meta(max_length=64)] | UnsetType = UNSET
+    managed_fields: Annotated[tuple[Opaque, ...], Meta(max_length=256)] | UnsetType = UNSET
 
 
 class Operator(enum.StrEnum):
