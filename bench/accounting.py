@@ -1,4 +1,5 @@
 """CPU and memory: of the proxy, of the drivers, of kernel threads, and of everything else (foreign)."""
+
 from __future__ import annotations
 
 import contextlib
@@ -114,7 +115,9 @@ class Meter:
         self.start = self.read()
 
     def read(self) -> Reading:
-        return Reading(self.proxy.cpu(), self.drivers.cpu(), run_time_s(self.threads), machine_busy_s(), time.monotonic())
+        return Reading(
+            self.proxy.cpu(), self.drivers.cpu(), run_time_s(self.threads), machine_busy_s(), time.monotonic()
+        )
 
     def spent(self) -> dict[str, float]:
         before, after = self.start, self.read()

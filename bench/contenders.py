@@ -1,4 +1,5 @@
 """The contenders. To add one, add a line to TABLE."""
+
 from __future__ import annotations
 
 import os
@@ -25,7 +26,9 @@ PELLUCID = (
     f"PYTHONPATH={ROOT}/build/compiled/current exec {_project_python()} -m pellucid_cli.main run --policy $BENCH_POLICY "
     f"--scope {lab.POD_CIDR} --workers $BENCH_WORKERS --state $BENCH_STATE --flows $BENCH_FLOWS --metrics $BENCH_METRICS"
 )
-ENVOY = next((str(path) for path in WORK.glob("venv/lib/python*/site-packages/envoy/**/envoy") if path.is_file()), "envoy")
+ENVOY = next(
+    (str(path) for path in WORK.glob("venv/lib/python*/site-packages/envoy/**/envoy") if path.is_file()), "envoy"
+)
 MITMDUMP = (
     f"{PYTHON} {CONF}/mitmdump_launch.py -q --mode transparent --listen-host 0.0.0.0 --listen-port {lab.LISTEN_PORT} "
     f"--set confdir={lab.RUN}/mitm --ignore-hosts '.*'"
@@ -56,7 +59,11 @@ def table(pellucid: str) -> dict[str, Contender]:
         Contender("haproxy", f"BENCH_SPLICE=auto exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("haproxy-force", f"BENCH_SPLICE=force exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("nginx", f"exec python3 {CONF}/nginx_launch.py {CONF}/nginx.conf", peer=True),
-        Contender("envoy", f"exec {ENVOY} -c {lab.RUN}/envoy.yaml --concurrency $BENCH_WORKERS -l off --disable-hot-restart", peer=True),
+        Contender(
+            "envoy",
+            f"exec {ENVOY} -c {lab.RUN}/envoy.yaml --concurrency $BENCH_WORKERS -l off --disable-hot-restart",
+            peer=True,
+        ),
         Contender("squid", f"exec sh {CONF}/squid_launch.sh {CONF}/squid.conf", peer=True),
         Contender("mitmproxy", f"exec {MITMDUMP}", peer=True),
         Contender("pellucid", pellucid, policy="names"),

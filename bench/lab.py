@@ -1,7 +1,9 @@
 """A private sandbox with three network namespaces in a row: pod (client) - node (proxy) - server (origin).
 
-The node forwards. For peers it also hands the pod's TCP connections to a listener on LISTEN_PORT by TPROXY; Pellucid installs its own rules.
+The node forwards. For peers it also hands the pod's TCP connections to a listener on LISTEN_PORT by TPROXY;
+Pellucid installs its own rules.
 Nothing of the host is touched, and no name collides with another run's."""
+
 from __future__ import annotations
 
 import ctypes
@@ -34,7 +36,7 @@ table inet bench {{
 
 def run(command: str, stdin: str | None = None) -> str:
     """Run a shell command and return its output. Raises RuntimeError with what it complained about."""
-    result = subprocess.run(command, shell=True, input=stdin, capture_output=True, text=True)
+    result = subprocess.run(command, check=False, shell=True, input=stdin, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{command}: exit {result.returncode}: {result.stderr.strip()}")
     return result.stdout
@@ -76,7 +78,9 @@ def up(divert: bool) -> None:
             f"ip netns exec {namespace} sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.core.somaxconn=8192 "
             f"net.ipv4.tcp_max_syn_backlog=8192 net.ipv4.tcp_congestion_control={CONGESTION_CONTROL}"
         )
-    run(f"ip netns exec {NODE} sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0")
+    run(
+        f"ip netns exec {NODE} sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0"
+    )
     if divert:
         run(f"ip -n {NODE} rule add fwmark 0x1 lookup 100")
         run(f"ip -n {NODE} route add local default dev lo table 100")

@@ -1,10 +1,12 @@
 """The policy that every contender enforces, in the form that each reads: 500 names allowed, 500 blocked, one blocked domain.
 
 A name that is not listed is allowed; those that the drivers use are not listed. The lists of rules and addresses are for Pellucid alone."""
+
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bench import lab
@@ -12,6 +14,7 @@ from bench import lab
 ALLOWED = tuple(f"svc{i}.ok.test" for i in range(0, 1000, 2))
 BLOCKED = tuple(f"host{i}.blocked.test" for i in range(1, 1000, 2))
 BLOCKED_DOMAIN = "evil.test"  # every name below it
+RULES_PER_POLICY = 1000
 Rule = dict[str, object]
 
 
@@ -44,29 +47,43 @@ def many(count: int) -> list[Rule]:
 def _unmatched(count: int) -> Iterator[Rule]:
     yield _rule("first", "Block", _domains([BLOCKED[0]]))
     for i in range(1, count):
-        destination = ({"domain": f"exact{i}.test"}, {"domain": f"*.below{i}.test"}, {"cidr": f"198.18.{i // 256}.{i % 256}/32"})[i % 3]
+        destination = (
+            {"domain": f"exact{i}.test"},
+            {"domain": f"*.below{i}.test"},
+            {"cidr": f"198.18.{i // 256}.{i % 256}/32"},
+        )[i % 3]
         yield _rule(f"rule-{i}", "Block", [destination])
 
 
-def pellucid(rules: list[Rule]) -> str:
-    """A policy of the default namespace, where the pods are that nothing is known of. JSON is YAML."""
-    return json.dumps(
-        {
-            "apiVersion": "pellucid.dev/v1alpha1",
-            "kind": "TransparentPolicy",
-            "metadata": {"name": "bench", "namespace": "default"},
-            "spec": {"podSelector": {}, "rules": rules},
-        },
-        indent=1,
-    )
+def pellucid(rules: list[Rule]) -> dict[str, str]:
+    """Policies of the default namespace, where the pods are that nothing is known of, by file name. JSON is YAML.
+
+    A policy holds RULES_PER_POLICY rules at most; the priority keeps their order."""
+    chunks = [rules[first : first + RULES_PER_POLICY] for first in range(0, len(rules), RULES_PER_POLICY)]
+    return {f"bench-{i}.yaml": _policy(f"bench-{i}", i, chunk) for i, chunk in enumerate(chunks)}
 
 
-PELLUCID = {"names": names, "addresses": addresses, "rules-10": lambda: many(10), "rules-10000": lambda: many(10_000)}
+def _policy(name: str, priority: int, rules: list[Rule]) -> str:
+    body = {
+        "apiVersion": "pellucid.dev/v1alpha1",
+        "kind": "TransparentPolicy",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"podSelector": {}, "priority": priority, "rules": rules},
+    }
+    return json.dumps(body, indent=1)
+
+
+PELLUCID: dict[str, Callable[[], list[Rule]]] = {
+    "names": names,
+    "addresses": addresses,
+    "rules-10": partial(many, 10),
+    "rules-10000": partial(many, 10_000),
+}
 
 
 def write_all(folder: Path) -> None:
-    """Every form lies in the folder: pellucid-NAME/bench.yaml, haproxy-names, haproxy-domains, nginx-names, squid-names, blocked-names."""
-    verdicts = {name: 0 for name in ALLOWED} | {name: 1 for name in BLOCKED}
+    """Every form lies in the folder: pellucid-NAME/, haproxy-names, haproxy-domains, nginx-names, squid-names, names."""
+    verdicts = dict.fromkeys(ALLOWED, 0) | dict.fromkeys(BLOCKED, 1)
     lines = {
         "haproxy-names": [f"{name} {verdict}" for name, verdict in verdicts.items()],
         "haproxy-domains": [f".{BLOCKED_DOMAIN}"],
@@ -78,7 +95,8 @@ def write_all(folder: Path) -> None:
         (folder / file).write_text("".join(f"{line}\n" for line in content))
     for name, rules in PELLUCID.items():
         (folder / f"pellucid-{name}").mkdir(exist_ok=True)
-        (folder / f"pellucid-{name}/bench.yaml").write_text(pellucid(rules()))
+        for file, text in pellucid(rules()).items():
+            (folder / f"pellucid-{name}" / file).write_text(text)
 
 
 def envoy_server_names() -> str:

@@ -1,9 +1,10 @@
-"""Run contenders through scenarios and print one JSON line a measurement. Needs root.
+"""Run contenders through scenarios, write one JSON line a measurement, and print the tables of bench.report. Needs root.
 
   python -m bench.run --list
   python -m bench.run -c direct,haproxy-force,pellucid -s conn64,down16 -r 3 -o results.jsonl
 
 Within a repetition the contenders run in random order, each with fresh namespaces and fresh processes."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,25 +23,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from bench import contenders, lab, policies
-from bench.contenders import CONF, ENVOY, PELLUCID, PYTHON, ROOT, WORK, Contender
+from bench import contenders, lab, policies, report
+from bench.contenders import BENCH, CONF, ENVOY, PELLUCID, PYTHON, ROOT, WORK, Contender
+from bench.results import load
 from bench.scenarios import SCENARIOS
-from bench.session import NotReady, Result, Session
+from bench.session import NotReadyError, Result, Session
 
 QUIET_AGAIN_S = 1.5
 Emit = Callable[[Result], None]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("bench.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", dest="contenders", metavar="NAMES", default="all", help="with commas between, or all (the default)")
-    parser.add_argument("-s", dest="scenarios", metavar="NAMES", default="all", help="with commas between, or all (the default)")
+    parser = argparse.ArgumentParser(
+        "bench.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-c", dest="contenders", metavar="NAMES", default="all", help="with commas between, or all (the default)"
+    )
+    parser.add_argument(
+        "-s", dest="scenarios", metavar="NAMES", default="all", help="with commas between, or all (the default)"
+    )
     parser.add_argument("-r", dest="repetitions", type=int, default=3, metavar="N", help="default 3; publish 8 or more")
-    parser.add_argument("-o", dest="output", metavar="FILE", help="append the lines to this file as well")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="of every contender that can have more than one (default 1)")
-    parser.add_argument("--max-foreign", type=float, default=0.15, metavar="CPUS", help="others used more: noisy, measured again (0.15)")
+    parser.add_argument("-o", dest="output", metavar="FILE", type=Path, help="append the lines to this file")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="of every contender that can have more than one (default 1)"
+    )
+    parser.add_argument(
+        "--max-foreign", type=float, default=0.15, metavar="CPUS", help="others used more: noisy, measured again (0.15)"
+    )
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="of a noisy measurement (default 2)")
-    parser.add_argument("--pellucid", metavar="COMMAND", default=PELLUCID, help="shell command of Pellucid; README.md says what it is told")
+    parser.add_argument(
+        "--pellucid",
+        metavar="COMMAND",
+        default=PELLUCID,
+        help="shell command of Pellucid; README.md says what it is told",
+    )
     parser.add_argument("--list", action="store_true", help="print contenders and scenarios")
     return parser.parse_args()
 
@@ -79,39 +97,80 @@ def prepare() -> None:
     (lab.RUN / "envoy.yaml").write_text(envoy)
 
 
-def _first_line(command: str) -> str:
-    result = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-    return lines[0] if result.returncode == 0 and lines else "unknown"
+def _version(command: str) -> str:
+    """The version in a command's output, or its first line if it says none."""
+    result = subprocess.run(
+        command, check=False, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if result.returncode or not result.stdout.strip():
+        return "unknown"
+    found = re.search(r"\d+\.\d+(\.\d+)?[-+.\w]*", result.stdout)
+    return found.group() if found else result.stdout.strip().splitlines()[0]
+
+
+def _output(command: str) -> str:
+    result = subprocess.run(command, check=False, shell=True, cwd=ROOT, capture_output=True, text=True)
+    return " ".join(result.stdout.split()) if result.returncode == 0 else "unknown"
 
 
 def machine(options: argparse.Namespace) -> Result:
     """What the figures belong to."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "unknown")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "unknown",
+    )
     own = PELLUCID.split(" run ")[0].replace("exec ", "")
     return {
-        "machine": {"kernel": platform.release(), "cpu": model, "cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "machine": {
+            "kernel": platform.release(),
+            "cpu": model,
+            "cpus": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+        },
         "congestion_control": lab.CONGESTION_CONTROL,
         "workers": options.workers,
-        "commit": _first_line("git describe --always --dirty"),
+        "commit": _output("git describe --always --dirty"),
         "versions": {
-            "haproxy": _first_line("haproxy -v"),
-            "nginx": _first_line("nginx -v"),
-            "envoy": _first_line(f"{ENVOY} --version"),
-            "squid": _first_line("squid -v"),
-            "mitmproxy": _first_line(f"{PYTHON} -m pip show mitmproxy | grep ^Version"),
-            "pellucid": _first_line(f"{own} --version") if options.pellucid == PELLUCID else options.pellucid,
+            "haproxy": _version("haproxy -v"),
+            "nginx": _version("nginx -v"),
+            "envoy": _version(f"{ENVOY} --version | grep -o [0-9.]*/Clean"),
+            "squid": _version("squid -v"),
+            "mitmproxy": _version(f"{PYTHON} -m pip show mitmproxy | grep ^Version"),
+            "pellucid": _output(f"{own} --version") if options.pellucid == PELLUCID else options.pellucid,
         },
     }
 
 
-def run_contender(contender: Contender, names: list[str], repetition: int, options: argparse.Namespace, emit: Emit) -> None:
+def progress(result: Result) -> str:
+    """A line for whoever watches the run."""
+    if "machine" in result:
+        return f"commit {result['commit']}, {result['congestion_control']}, {result['workers']} worker(s)"
+    where = f"{result['repetition'] + 1:3} {result['contender']:18}"
+    if "error" in result:
+        return f"{where} {result['error']} {result.get('log', '')}"
+    figure = SCENARIOS[result["scenario"]].figures[0]
+    value = result.get(figure.key, result.get("failed", "no figure"))
+    return f"{where} {result['scenario']:7} {value} {figure.heading}" + (
+        f" (noisy: {result['foreign']} CPUs)" if result["noisy"] else ""
+    )
+
+
+def run_contender(
+    contender: Contender, names: list[str], repetition: int, options: argparse.Namespace, emit: Emit
+) -> None:
     """All scenarios of one contender in namespaces of their own; a noisy measurement is repeated, each try is emitted."""
     with Session(contender, options.workers) as session:
         try:
             session.wait_until_ready()
-        except NotReady as error:
-            emit({"contender": contender.name, "repetition": repetition, "error": f"not ready: {error}", "log": session.log()[-800:]})
+        except NotReadyError as error:
+            emit(
+                {
+                    "contender": contender.name,
+                    "repetition": repetition,
+                    "error": f"not ready: {error}",
+                    "log": session.log()[-800:],
+                }
+            )
             return
         session.warm_up()
         for name in names:
@@ -131,12 +190,14 @@ def run_all(table: dict[str, Contender], options: argparse.Namespace, emit: Emit
         random.Random(repetition).shuffle(names)
         for name in names:
             contender = table[name]
-            applicable = [scenario for scenario in wanted if contender.scenarios is None or scenario in contender.scenarios]
+            applicable = [
+                scenario for scenario in wanted if contender.scenarios is None or scenario in contender.scenarios
+            ]
             if not applicable:
                 continue
             try:
                 run_contender(contender, applicable, repetition, options, emit)
-            except Exception as error:  # one contender's failure must not lose the others' results
+            except Exception as error:  # noqa: BLE001  one contender's failure must not lose the others' results
                 emit({"contender": name, "repetition": repetition, "error": repr(error)})
 
 
@@ -146,24 +207,23 @@ def main() -> None:
     if options.list:
         print_list(table)
         return
-    if not (WORK / "bin/loadgen").exists():
-        raise SystemExit("bench: run bench/setup.sh first")
-    run_id = time.strftime("%Y-%m-%dT%H:%M:%S")
-    output = open(options.output, "a") if options.output else None
-
-    def emit(result: Result) -> None:
-        line = json.dumps({"run": run_id} | result)
-        print(line, flush=True)
-        if output:
-            print(line, file=output, flush=True)
-
     holder = lock()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    emit(machine(options))
-    lab.enter_sandbox()
-    prepare()
-    run_all(table, options, emit)
+    subprocess.run([BENCH / "setup.sh"], check=True)
+    run_id = time.strftime("%Y-%m-%dT%H:%M:%S")
+    path: Path = (options.output or WORK / f"results-{run_id}.jsonl").absolute()
+    with path.open("a") as output:
+
+        def emit(result: Result) -> None:
+            print(json.dumps({"run": run_id} | result), file=output, flush=True)
+            print(progress(result), flush=True)
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        emit(machine(options))
+        lab.enter_sandbox()
+        prepare()
+        run_all(table, options, emit)
     holder.close()
+    print(f"\n{report.document(load([path]))}\n\nresults: {path}")
 
 
 if __name__ == "__main__":

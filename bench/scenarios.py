@@ -1,4 +1,5 @@
 """The scenarios: a driver's command each, what counts as work, which figures its table shows, and what Pellucid has to reach."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

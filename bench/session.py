@@ -1,4 +1,5 @@
 """One contender in its namespaces: origin and proxy running, drivers on demand, measurements."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,7 @@ PROBE = "loadgen conn -c 1 -n 1 -d 0.2"
 Result = dict[str, Any]
 
 
-class NotReady(Exception):
+class NotReadyError(Exception):
     """The contender does not do the work that all are compared on."""
 
 
@@ -47,7 +48,9 @@ class Session:
                 self._spawn(lab.NODE, self.contender.command, self.proxy, env=self.environment, stdout=log, stderr=log)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for group in (self.proxy, self.drivers):
             group.kill()
             group.remove()
@@ -58,13 +61,13 @@ class Session:
         return LOG.read_text(errors="replace") if self.contender.command else ""
 
     def wait_until_ready(self) -> None:
-        """Return once the contender serves and refuses as it must. Raises NotReady with the claim that does not hold in time.
+        """Return once the contender serves and refuses as it must. Raises NotReadyError with the claim that does not hold in time.
 
         Without this a proxy that is not intercepting yet, or that skips the policy, would measure as the fastest."""
         deadline = time.monotonic() + READY_WITHIN_S
         while complaint := self._complaint():
             if time.monotonic() > deadline:
-                raise NotReady(complaint)
+                raise NotReadyError(complaint)
             time.sleep(0.25)
 
     def _complaint(self) -> str | None:
@@ -98,14 +101,17 @@ class Session:
 
     def drive(self, command: str, timeout_s: float = 75) -> Result:
         """Run a driver in the pod to its end: the JSON object it printed, or {"failed": why}."""
-        process = self._spawn(lab.POD, f"exec {command}", self.drivers, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = self._spawn(
+            lab.POD, f"exec {command}", self.drivers, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         try:
             output, _ = process.communicate(timeout=timeout_s)
-            return dict(json.loads(output))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             return {"failed": f"no end after {timeout_s} s"}
+        try:
+            return dict(json.loads(output))
         except ValueError:
             return {"failed": f"exit {process.returncode}: {output[-200:]}"}
 
@@ -122,8 +128,13 @@ class Session:
         if scenario.pinned:
             self._pin(ALL_CPUS)
         if result.get("mode") == "up" and not result["bytes"]:
-            result |= {"bytes": result["sent"], "gbps": result["sent_gbps"], "note": "counted at the sender: no half-close"}
+            result |= {
+                "bytes": result["sent"],
+                "gbps": result["sent_gbps"],
+                "note": "counted at the sender: no half-close",
+            }
         if self.contender.policy:
+            time.sleep(SETTLE_S)  # a record follows the end of its connection
             result["flow_records"] = self.flow_records() - records
         work = (result.get(scenario.work) or 0) / scenario.unit
         if work:
@@ -141,7 +152,8 @@ class Session:
         time.sleep(SETTLE_S)
         before = self.proxy.pss_kib()
         process = self._spawn(lab.POD, f"exec {command}", self.drivers, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdout and process.stdin
+        assert process.stdout
+        assert process.stdin
         _, opened, errors, seconds = process.stdout.readline().split()
         time.sleep(SETTLE_S)
         held = self.proxy.pss_kib() - before
@@ -156,7 +168,9 @@ class Session:
             "base_mib": round(before / 1024, 1),
         }
 
-    def _spawn(self, namespace: str, command: str, group: Group, **options: int | IO[str] | dict[str, str]) -> subprocess.Popen[str]:
+    def _spawn(
+        self, namespace: str, command: str, group: Group, **options: int | IO[str] | dict[str, str]
+    ) -> subprocess.Popen[str]:
         """Start a shell command inside a namespace and a cgroup. The drivers are on its PATH."""
         inside = f"PATH={WORK}/bin:$PATH; {command}"
         entered = f"echo $$ > {group.procs}; exec ip netns exec {namespace} sh -c {shlex.quote(inside)}"

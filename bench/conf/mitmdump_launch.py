@@ -1,4 +1,5 @@
 """mitmdump cannot listen for TPROXY and asks for SO_ORIGINAL_DST; this adds both, and the policy as an addon."""
+
 import socket
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """nginx has no "listen ... transparent": give it an IP_TRANSPARENT listener through its own variable for inherited sockets."""
+
 import os
 import socket
 import sys
@@ -13,4 +14,6 @@ listener.listen(8192)
 listener.setblocking(False)
 listener.set_inheritable(True)
 os.environ["NGINX"] = f"{listener.fileno()};"
-os.execvp("nginx", ["nginx", "-e", "stderr", "-c", sys.argv[1], "-g", f"worker_processes {os.environ['BENCH_WORKERS']};"])
+os.execvp(
+    "nginx", ["nginx", "-e", "stderr", "-c", sys.argv[1], "-g", f"worker_processes {os.environ['BENCH_WORKERS']};"]
+)

@@ -1,4 +1,4 @@
-/* The origin of the relay scenarios: one thread, one epoll. Every connection must begin with a hello of 517 bytes.
+/* origin [ADDRESS]: the server of all scenarios; one thread, one epoll. Every connection must begin with a hello of 517 bytes.
  *   443   100 bytes back, end of stream
  *   5001  sink; answers the end of the stream with the count of bytes (8 bytes, native order)
  *   5002  source of bytes until the peer goes away
@@ -210,9 +210,9 @@ static void accept_connections(struct connection *listener) {
     }
 }
 
-static void listen_on(enum kind kind, struct connection *listener) {
+static void listen_on(struct in_addr local, enum kind kind, struct connection *listener) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(ports[kind])};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(ports[kind]), .sin_addr = local};
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(fd, (void *)&address, sizeof address) || listen(fd, BACKLOG)) {
         perror("origin");
@@ -222,9 +222,14 @@ static void listen_on(enum kind kind, struct connection *listener) {
     watch(listener, EPOLL_CTL_ADD, EPOLLIN);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    struct in_addr local = {.s_addr = INADDR_ANY};
     static struct connection listeners[KINDS];
     struct epoll_event events[512];
+    if (argc > 1 && !inet_aton(argv[1], &local)) {
+        fprintf(stderr, "origin: %s is no address\n", argv[1]);
+        return 2;
+    }
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     memset(reply, 'R', sizeof reply);
@@ -232,7 +237,7 @@ int main(void) {
         block[i] = i * 31;
     epoll_fd = epoll_create1(0);
     for (enum kind kind = 0; kind < KINDS; kind++)
-        listen_on(kind, &listeners[kind]);
+        listen_on(local, kind, &listeners[kind]);
     for (;;) {
         int count = epoll_wait(epoll_fd, events, 512, -1);
         for (int i = 0; i < count; i++) {

@@ -9,8 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { FIRST_PART = 200, GLUED = 3000, SPLIT_PAUSE_NS = 2000000, MAX_PAUSE_NS = 2000000, ONE_IN = 32, REPORT_TRIES = 40, REPORT_PAUSE_US = 200000 };
-static const uint64_t STUCK_AFTER_NS = 10000000000ull;
+enum { FIRST_PART = 200, GLUED = 3000, SPLIT_PAUSE_NS = 2000000, MAX_PAUSE_NS = 2000000, ONE_IN = 32, REPORT_TRIES = 20, REPORT_PAUSE_US = 200000, EXAMPLES = 2 };
+static const uint64_t STUCK_AFTER_NS = 4000000000ull;
 enum habits { SPLITS = 1, GLUES = 2, PAUSES = 4, ALL_HABITS = 8 };
 
 struct slot {
@@ -18,15 +18,15 @@ struct slot {
     struct note note;
     unsigned habits;
     int live, hello_sent;
-    uint64_t wake;
+    uint64_t wake, progress_at;
     uint32_t interest;
 };
 
 static int epoll_fd;
 static long started, live, failed_connect;
-static uint64_t bytes, last_progress;
+static uint64_t bytes;
 static uint8_t *verdicts; /* one a stream, of the client's end */
-static uint8_t *courses;
+static struct end *opened; /* each stream's end as it was opened, to report its course */
 
 static void watch(struct slot *slot, int operation, uint32_t interest) {
     struct epoll_event event = {.events = interest, .data.ptr = slot};
@@ -44,9 +44,10 @@ static void open_stream(struct slot *slot) {
         return;
     }
     end_open(&slot->end, &slot->note, CLIENT, fd);
-    courses[slot->note.id] = slot->end.course;
+    opened[slot->note.id] = slot->end;
     slot->habits = random_below(&slot->end.random, ALL_HABITS);
     slot->live = 1;
+    slot->progress_at = now();
     live++;
     watch(slot, EPOLL_CTL_ADD, EPOLLOUT);
 }
@@ -82,6 +83,20 @@ static void send_hello(struct slot *slot) {
     }
 }
 
+static void close_stream(struct slot *slot) {
+    verdicts[slot->note.id] = end_verdict(&slot->end);
+    bytes += slot->end.sent + slot->end.received;
+    slot->live = 0;
+    live--;
+}
+
+static void give_up_if_stuck(struct slot *slot) {
+    if (!slot->live || now() < slot->progress_at + STUCK_AFTER_NS)
+        return;
+    close(slot->end.fd);
+    close_stream(slot);
+}
+
 static void on_event(struct slot *slot, uint32_t events) {
     long before = slot->end.sent + slot->end.received;
     if (slot->hello_sent < HELLO_LENGTH)
@@ -89,12 +104,9 @@ static void on_event(struct slot *slot, uint32_t events) {
     else
         end_serve(&slot->end, events);
     if (slot->end.sent + slot->end.received != before)
-        last_progress = now();
+        slot->progress_at = now();
     if (slot->end.finished) {
-        verdicts[slot->note.id] = end_verdict(&slot->end);
-        bytes += slot->end.sent + slot->end.received;
-        slot->live = 0;
-        live--;
+        close_stream(slot);
     } else if (slot->wake == 0) {
         if (slot->habits & PAUSES && random_below(&slot->end.random, ONE_IN) == 0)
             pause_for(slot, random_below(&slot->end.random, MAX_PAUSE_NS));
@@ -126,55 +138,68 @@ static int fetch_report(uint8_t *theirs) {
 }
 
 /* The origin's ends may finish a little later than ours. */
-static int settled_report(uint8_t *theirs) {
+static void settled_report(uint8_t *theirs) {
     for (int i = 0; i < REPORT_TRIES; i++) {
         if (fetch_report(theirs) == 0 && !memchr(theirs, UNFINISHED, options.maximum))
-            return 0;
+            return;
         usleep(REPORT_PAUSE_US);
     }
-    return fetch_report(theirs);
 }
 
-static void print_result(const uint8_t *theirs, int reported, double elapsed) {
+static void print_example(long id, int server_verdict, int first) {
+    static const char *const verdict_names[] = {"unfinished", "right", "wrong end", "wrong bytes"};
+    const struct end *end = &opened[id];
+    printf("%s\"%ld: %s, actor %s, %ld up, %ld down: client %s, server %s\"", first ? "" : ",", id, course_names[end->course],
+           end->actor == CLIENT ? "client" : "server", end->size[CLIENT], end->size[SERVER], verdict_names[verdicts[id]], verdict_names[server_verdict]);
+}
+
+static int is_right(long id, const uint8_t *theirs) { return verdicts[id] == RIGHT && theirs[id] == RIGHT; }
+
+static void print_result(const uint8_t *theirs, double elapsed) {
     long right = 0, wrong_ends = 0, wrong_bytes = 0, stuck = 0, wrong_of[COURSES] = {0};
     for (long i = 0; i < options.maximum; i++) {
-        int either = verdicts[i] > theirs[i] ? verdicts[i] : theirs[i];
-        int unfinished = verdicts[i] == UNFINISHED || theirs[i] == UNFINISHED;
-        stuck += unfinished;
-        wrong_bytes += either == WRONG_BYTES;
-        wrong_ends += either == WRONG_END;
-        right += either == RIGHT && !unfinished;
-        wrong_of[courses[i]] += either != RIGHT || unfinished;
+        int worst = verdicts[i] > theirs[i] ? verdicts[i] : theirs[i];
+        right += is_right(i, theirs);
+        wrong_bytes += worst == WRONG_BYTES;
+        wrong_ends += worst == WRONG_END;
+        stuck += worst <= RIGHT && !is_right(i, theirs);
+        wrong_of[opened[i].course] += !is_right(i, theirs);
     }
     printf("{\"mode\":\"verify\",\"seed\":%u,\"streams\":%ld,\"size\":%ld,\"ok\":%ld,\"wrong_ends\":%ld,\"wrong_bytes\":%ld,\"stuck\":%ld,"
-           "\"connect_err\":%ld,\"reported\":%d,\"bytes\":%llu,\"elapsed\":%.3f,\"wrong\":{",
-           options.seed, options.maximum, options.size, right, wrong_ends, wrong_bytes, stuck, failed_connect, reported,
-           (unsigned long long)bytes, elapsed);
+           "\"connect_err\":%ld,\"bytes\":%llu,\"elapsed\":%.3f,\"wrong\":{",
+           options.seed, options.maximum, options.size, right, wrong_ends, wrong_bytes, stuck, failed_connect, (unsigned long long)bytes, elapsed);
     for (int i = 0; i < COURSES; i++)
         printf("%s\"%s\":%ld", i ? "," : "", course_names[i], wrong_of[i]);
-    printf("}}\n");
+    printf("},\"examples\":[");
+    long shown = 0, shown_of[COURSES] = {0};
+    for (long i = 0; i < options.maximum; i++)
+        if (!is_right(i, theirs) && shown_of[opened[i].course]++ < EXAMPLES)
+            print_example(i, theirs[i], shown++ == 0);
+    printf("]}\n");
 }
 
 int mode_verify(void) {
     struct slot *slots = calloc(options.connections, sizeof *slots);
     struct epoll_event events[128];
     uint8_t *theirs = calloc(options.maximum, 1);
-    uint64_t begin = last_progress = now();
+    uint64_t begin = now();
     verdicts = calloc(options.maximum, 1);
-    courses = calloc(options.maximum, 1);
+    opened = calloc(options.maximum, sizeof *opened);
     epoll_fd = epoll_create1(0);
     fprintf(stderr, "verify: seed %u\n", options.seed);
-    while ((started < options.maximum || live) && now() < last_progress + STUCK_AFTER_NS) {
+    while (started < options.maximum || live) {
         for (int i = 0; i < options.connections; i++)
             if (!slots[i].live && started < options.maximum)
                 open_stream(&slots[i]);
         int count = epoll_wait(epoll_fd, events, 128, 1);
         for (int i = 0; i < count; i++)
             on_event(events[i].data.ptr, events[i].events);
-        for (int i = 0; i < options.connections; i++)
+        for (int i = 0; i < options.connections; i++) {
             wake_up(&slots[i]);
+            give_up_if_stuck(&slots[i]);
+        }
     }
-    int reported = settled_report(theirs) == 0;
-    print_result(theirs, reported, (now() - begin) / 1e9);
+    settled_report(theirs);
+    print_result(theirs, (now() - begin) / 1e9);
     return 0;
 }
