@@ -181,6 +181,22 @@ def echo(connection: socket.socket, payload: bytes = b"still there?") -> bool:
     return data == payload
 
 
+def ping(host: Namespace, address: str, timeout_s: float = PATIENCE_S) -> bool:
+    """Whether address answers an ICMP echo request of host within timeout_s. Raises OSError for a refusal by ICMP."""
+    v6 = ":" in address
+    family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
+    with host.open_socket(family, socket.SOCK_RAW, protocol) as opened:
+        opened.connect((address, 0))
+        body = struct.pack("!HH", 0x1234, 1)
+        kind, checksum = (128, 0) if v6 else (8, 0xFFFF - (0x0800 + 0x1234 + 1))  # the kernel fills in ICMPv6's
+        opened.send(struct.pack("!BBH", kind, 0, checksum) + body)
+        while readable(opened, timeout_s):
+            data = opened.recv(1500)
+            if data[0 if v6 else 20] == (129 if v6 else 0):
+                return True
+    return False
+
+
 def _set_transparent(opened: socket.socket) -> None:
     if opened.family == socket.AF_INET6:
         opened.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)

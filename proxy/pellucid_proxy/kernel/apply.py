@@ -47,7 +47,7 @@ def _cure(said: str) -> str:
     if "Operation not permitted" in said:
         return "give the process the capability NET_ADMIN"
     if "syntax error" in said:
-        return "nft is too old or too new for this rule set: 1.0.2 or later is needed, 1.0.6 is known to work"
+        return "this nft does not know our syntax: 1.0 or later is needed, 1.0.6 is known to work"
     if "Could not process rule" in said:
         return "the kernel lacks a feature: it needs nftables with tproxy, socket, fib, ct and nat (Linux 5.10 or later)"
     return "run `pellucid preflight`"

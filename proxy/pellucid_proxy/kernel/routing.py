@@ -116,6 +116,12 @@ def missing(settings: NodeSettings) -> list[str]:
     return absent
 
 
+def bridges() -> list[str]:
+    """The names of this network namespace's bridges. Raises KernelError."""
+    with _netlink() as netlink:
+        return sorted(link.get_attr("IFLA_IFNAME") for link in netlink.get_links(kind="bridge"))
+
+
 def refuse_ipv6_scope(settings: NodeSettings) -> None:
     """Raises KernelError where IPv6 is in scope but this machine has none: its pods would not be covered as asked."""
     if settings.ipv6 and ipv6_available():
@@ -212,6 +218,8 @@ def _collision(rule: Rule, settings: NodeSettings) -> Iterator[str]:
         yield f"settings.rule_pref: `{rule}` already has {rule.pref}, and {prefs[0]} to {prefs[-1]} are needed; choose another"
     elif rule.action == _TO_TABLE and rule.table == settings.route_table:
         yield f"settings.route_table: `{rule}` already uses {rule.table}; choose another"
+    elif (rule.mark, rule.mask) == (settings.marks.egress, settings.marks.mask):
+        return  # somebody sends what we dial through a VPN: that is what the mark is for
     elif rule.mask != _WHOLE and rule.mask & settings.marks.mask:
         yield (f"settings.marks.mask: `{rule}` uses bits {rule.mask & settings.marks.mask:#x} of our mark {settings.marks.mask:#x}; "
                "choose two bits that nobody uses")
