@@ -23,7 +23,7 @@ def _project_python() -> str:
 
 
 PELLUCID = (
-    f"PYTHONPATH={ROOT}/build/compiled/current exec {_project_python()} -m pellucid_cli.main run --policy $BENCH_POLICY "
+    f"PYTHONPATH={ROOT}/build/compiled/current exec {_project_python()} -m pellucid_cli run --policy $BENCH_POLICY "
     f"--scope {lab.POD_CIDR} --workers $BENCH_WORKERS --state $BENCH_STATE --flows $BENCH_FLOWS --metrics $BENCH_METRICS"
 )
 ENVOY = next(

@@ -71,6 +71,8 @@ class Session:
             time.sleep(0.25)
 
     def _complaint(self) -> str | None:
+        if self.contender.command and not self.proxy.pids():
+            return "it has ended"
         if not self.drive(PROBE, 10).get("done"):
             return "an allowed name does not pass"
         if self.contender.refuses and self.drive(f"{PROBE} -h {BLOCKED[0]}", 10).get("done"):
