@@ -235,13 +235,14 @@ class RequestGuard:
         return at + 2
 
     def _read_trailers(self, buffer: bytes, at: int) -> int:
-        none = buffer.startswith(b"\r\n", at)
-        end = at + 2 if none else buffer.find(b"\r\n\r\n", at, at + MAX_TRAILERS) + 4
-        if end < 4:
-            if len(buffer) - at >= MAX_TRAILERS:
-                raise _RefusedError(Refusal.TOO_LARGE)
-            return at
-        trailers = buffer[at:end]
+        trailers = b"\r\n"
+        if not buffer.startswith(trailers, at):
+            end = buffer.find(b"\r\n\r\n", at, at + MAX_TRAILERS)
+            if end < 0:
+                if len(buffer) - at >= MAX_TRAILERS:
+                    raise _RefusedError(Refusal.TOO_LARGE)
+                return at
+            trailers = buffer[at : end + 4]
         if not _TRAILER_LINES.fullmatch(trailers):
             raise _RefusedError(Refusal.MALFORMED)
         names = {line.partition(b":")[0].lower().replace(b"_", b"-") for line in trailers.split(b"\r\n")}
@@ -249,7 +250,7 @@ class RequestGuard:
             raise _RefusedError(Refusal.AMBIGUOUS_LENGTH)
         self._compare(trailers, True)
         self._end_request()
-        return end
+        return at + len(trailers)
 
     def _hold(self, buffer: bytes, at: int) -> int:
         if len(buffer) - at > self._max_held:
