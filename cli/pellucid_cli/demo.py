@@ -29,6 +29,10 @@ ARRIVE_S = 2.0  # for what must come
 QUIET_S = 0.3  # for what must not
 
 
+Expected = tuple[tuple[str, ...], tuple[Seen, ...]]
+"""How a trial must end for the client, and what servers must see."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A trial and what came of it."""
@@ -42,7 +46,15 @@ class Outcome:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--without-proxy", is_flag=True, help="Show the same traffic with nothing in its way, to compare.")
-def main(without_proxy: bool) -> None:
+@click.option(
+    "--policy",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=POLICY,
+    show_default="examples/demo",
+    metavar="DIR",
+    help="Hold this folder against what the demo expects.",
+)
+def main(without_proxy: bool, policy: Path) -> None:
     """Show Pellucid at work in network namespaces, and check every outcome at the servers."""
     try:
         enter()
@@ -54,7 +66,7 @@ def main(without_proxy: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="pellucid-demo-") as folder, Scene() as scene:
         paper.line(f"Three pods, a node and four servers stand after {time.monotonic() - begun:.1f} s.")
         try:
-            good = _bare(scene, paper) if without_proxy else _with_proxy(scene, Path(folder), paper)
+            good = _bare(scene, paper) if without_proxy else _with_proxy(scene, policy, Path(folder), paper)
         except NotReady as err:
             paper.bad(str(err))
             good = False
@@ -64,16 +76,15 @@ def main(without_proxy: bool) -> None:
 
 def _bare(scene: Scene, paper: Paper) -> bool:
     paper.heading("No proxy: everything arrives where it was sent")
-    return _try_all(scene, paper, lambda trial: (("answered",) * len(trial.ends), trial.without_proxy))
+    return _try_all(scene, paper, lambda trial: (("answered",) * len(trial.ends), trial.without_proxy), policy=False)
 
 
-def _with_proxy(scene: Scene, folder: Path, paper: Paper) -> bool:
-    policy = folder / "policy"
-    shutil.copytree(POLICY, policy)
+def _with_proxy(scene: Scene, manifests: Path, folder: Path, paper: Paper) -> bool:
+    policy = Path(shutil.copytree(manifests, folder / "policy"))
     with Instance(scene.topology.node, policy, folder) as instance:
         paper.heading("The policy at work")
         checks = [
-            _try_all(scene, paper, lambda trial: (trial.ends, trial.seen)),
+            _try_all(scene, paper, lambda trial: (trial.ends, trial.seen), policy=True),
             _records(instance, paper),
             _edits(scene, policy / "cart.yaml", paper),
         ]
@@ -82,13 +93,13 @@ def _with_proxy(scene: Scene, folder: Path, paper: Paper) -> bool:
     return all(checks)
 
 
-def _try_all(scene: Scene, paper: Paper, expected: Callable[[Trial], tuple[tuple[str, ...], tuple[Seen, ...]]]) -> bool:
+def _try_all(scene: Scene, paper: Paper, expected: Callable[[Trial], Expected], *, policy: bool) -> bool:
     outcomes = [_try(scene, trial, *expected(trial)) for trial in all_trials()]
     quiet_from = len(scene.journal)
     late = scene.journal.wait(bool, QUIET_S, quiet_from)
     paper.table(
         ("pod", "does", "because", "the client", "the servers saw", ""),
-        [_row(outcome) for outcome in outcomes],
+        [_row(each, each.trial.because if policy else "no proxy") for each in outcomes],
     )
     for outcome in outcomes:
         if not outcome.good:
@@ -111,16 +122,9 @@ def _try(scene: Scene, trial: Trial, ends: tuple[str, ...], seen: tuple[Seen, ..
     return Outcome(trial, got, tuple(answer.text for answer in answers), came, got == ends and came == seen)
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
-    trial = outcome.trial
-    return (
-        trial.pod,
-        trial.does,
-        trial.because,
-        _ends(outcome.ends),
-        _all(outcome.seen),
-        "ok" if outcome.good else "WRONG",
-    )
+def _row(outcome: Outcome, because: str) -> tuple[str, ...]:
+    trial, good = outcome.trial, "ok" if outcome.good else "WRONG"
+    return (trial.pod, trial.does, because, _ends(outcome.ends), _all(outcome.seen), good)
 
 
 def _ends(ends: tuple[str, ...]) -> str:

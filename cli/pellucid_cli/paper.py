@@ -56,7 +56,9 @@ class Paper:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in header:
+            table.add_column(name, overflow="fold")  # on a narrow terminal in more lines, but whole
         for row in rows:
             table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
         Console().print(table)

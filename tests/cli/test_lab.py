@@ -81,6 +81,27 @@ def test_the_demo_holds_what_it_promises() -> None:
     assert "\x1b" not in done.stdout, "colours belong on terminals only"
 
 
+def test_the_demo_needs_no_root() -> None:
+    """As user 1000 of a user namespace: without a capability in any other."""
+    command = ["unshare", "--user", "--map-user=1000", "--map-group=1000", sys.executable, "-m", "pellucid_cli.demo"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_demo_fails_where_the_policy_is_not_what_it_expects(tmp_path: Path) -> None:
+    for path in POLICY.iterdir():
+        (tmp_path / path.name).write_text(path.read_text().replace("address: 192.0.2.11", "address: 192.0.2.10"))
+    done = finished("pellucid_cli.demo", "--policy", str(tmp_path))
+    assert done.returncode == 1
+    assert "NOT as expected" in done.stdout
+    assert (
+        "WRONG  cart, HTTPS beta.example.com: expected answered and canary: beta.example.com from 10.244.1.10"
+        in done.stdout
+    )
+
+
 def test_without_the_proxy_everything_arrives_so_that_the_demo_shows_the_proxys_doing() -> None:
     done = finished("pellucid_cli.demo", "--without-proxy")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -122,7 +143,8 @@ def test_the_lab_ends_on_a_signal_and_leaves_no_process_behind(number: signal.Si
         assert wait_all_ended(processes)
 
 
-def test_the_proxy_ends_with_a_lab_that_is_killed() -> None:
+def test_the_proxy_ends_with_a_lab_that_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed process takes nothing away
     mark = uuid.uuid4().hex
     with started("pellucid_cli", "lab", mark=mark) as lab:
         assert lab.stdout is not None

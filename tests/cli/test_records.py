@@ -37,7 +37,7 @@ ALLOWED: dict[str, Any] = {
 AUDIT = {
     "verdict": "Block",
     "reason": "RuleMatched",
-    "policy": {**ALLOWED["policy"], "name": "trial", "rule": "x"},
+    "policy": {**ALLOWED["policy"], "name": "b", "rule": "x"},
 }
 
 
@@ -61,8 +61,12 @@ AUDIT = {
             "21:45:02.123  Allow   shop/cart → [2001:db8::1]:25  DefaultAction  999 B up, 1.2 MB down",
         ),
         (
-            {"audit": AUDIT, "source": {**ALLOWED["source"], "pod": "", "namespace": ""}},
-            "21:45:02.123  Allow   10.244.1.10 → www.example.com (192.0.2.10:443)  cart/own-sites, on trial Block by trial/x  999 B up, 1.2 MB down",
+            {
+                "audit": AUDIT,
+                "destination": {**ALLOWED["destination"], "name": "a.example"},
+                "source": {**ALLOWED["source"], "pod": "", "namespace": ""},
+            },
+            "21:45:02.123  Allow   10.244.1.10 → a.example (192.0.2.10:443)  cart/own-sites, on trial Block by b/x  999 B up, 1.2 MB down",
         ),
     ],
     ids=["allowed", "blocked", "without a name or rule", "audited, of an unknown pod"],
