@@ -1,6 +1,6 @@
 """A worker process: accepts, decides, relays. One loop, no other thread, no rights but NET_RAW's.
 
-    python -m pellucid_proxy.worker --config-fd N
+python -m pellucid_proxy.worker --config-fd N
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 
 import msgspec
+
 from pellucid_policy.compile import PolicySet
 
 from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetPolicy, Stats, ToWorker
@@ -66,7 +67,14 @@ class Worker:
             self.counts.dropped_records += 1
             return
         line = flow_line(
-            session, why, self._clock.text(opened), self._node, now - opened, answered - opened if answered else 0, up, down
+            session,
+            why,
+            self._clock.text(opened),
+            self._node,
+            now - opened,
+            answered - opened if answered else 0,
+            up,
+            down,
         )
         self._records.append(line)
         self._waiting_bytes += len(line)
@@ -138,17 +146,17 @@ class Worker:
             self.engine.tick_within(0.02)
 
 
-class Control(relay.Handler):  # type: ignore[misc]
+class Control(relay.Handler):
     """The agent's channel. When the agent is gone the worker goes on by its last policy."""
 
     def __init__(self, worker: Worker, channel: socket.socket) -> None:
         self.worker = worker
         self.channel = channel
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
-        self.set_fd(channel.fileno())
+        self.set_fd(channel.fileno())  # type: ignore[no-untyped-call]  # the engine's types are Cython's
         worker.engine.watch(self, select.EPOLLIN)
 
-    def on_event(self, events: int) -> int:  # noqa: ARG002
+    def on_event(self, events: int) -> int:
         try:
             data, descriptors = self._receive()
             if data:
@@ -206,11 +214,15 @@ def _raise_file_limit() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="pellucid-worker", description="A worker of pellucid run; the supervisor starts it.")
+    parser = argparse.ArgumentParser(
+        prog="pellucid-worker", description="A worker of pellucid run; the supervisor starts it."
+    )
     parser.add_argument("--config-fd", type=int, required=True)
     config = read_config(parser.parse_args().config_fd, WorkerConfig)
     die_with_parent(config.parent)
-    logging.basicConfig(level=logging.INFO, format=f"pellucid worker {config.index}: %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format=f"pellucid worker {config.index}: %(levelname)s %(message)s", stream=sys.stderr
+    )
     _raise_file_limit()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # splice has no MSG_NOSIGNAL
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says what to do

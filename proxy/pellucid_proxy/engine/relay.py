@@ -72,7 +72,8 @@ FIRST_READ = cython.declare(cython.int, 16384)
 BUFFER_SIZE = cython.declare(cython.int, 262144)
 PIPE_SIZE = cython.declare(cython.int, 1 << 20)
 IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are closed
-PAUSE_MS = cython.declare(cython.int, 100)  # how long nothing is accepted when there are too many connections or descriptors
+# How long nothing is accepted when there are too many connections or descriptors
+PAUSE_MS = cython.declare(cython.int, 100)
 PAUSE_NS = cython.declare(cython.longlong, 100_000_000)
 LAG_NS = cython.declare(cython.longlong, 100_000)  # a batch of events that took longer is reported one by one
 IDLE_LOOKS = cython.declare(cython.int, 8)  # an idle time-out is noticed at most 1/8 late
@@ -501,7 +502,8 @@ class Side(Handler):
             return self.peer.broken()
         self.blocked = outcome == BLOCKED
         if outcome == TURN_OVER:
-            kernel.rewatch(self.engine.epoll, self.fd, self.events)  # re-arms the edge: reported again if still readable
+            # Arms the edge anew: reported again if still readable
+            kernel.rewatch(self.engine.epoll, self.fd, self.events)
         elif outcome == BLOCKED:
             self.peer.ask_for_writable()
         if self.unsent is None and not self.in_pipe:
@@ -740,10 +742,11 @@ class Upstream(Side):
         guard = self.guard
         Side.pass_guard(self, data)
         released: bytes = guard.released
+        peer: Side = self.peer
         if released:
-            self.peer.unsent = released if self.peer.unsent is None else self.peer.unsent[self.peer.unsent_at :] + released
-            self.peer.unsent_at = 0
-            self.peer.blocked = True  # sent when this side is reported writable, which is asked for anew here
+            peer.unsent = released if peer.unsent is None else peer.unsent[peer.unsent_at :] + released
+            peer.unsent_at = 0
+            peer.blocked = True  # sent when this side is reported writable, which is asked for anew here
             kernel.rewatch(self.engine.epoll, self.fd, self.events)
 
     @cython.ccall
@@ -821,7 +824,6 @@ class Client(Side):
         """Read what may decide. The session hears the bytes so far, or once that there are none yet."""
         count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, FIRST_READ)
         data: bytes
-        step: cython.int
         if count == -EAGAIN:
             if self.queue is None:
                 return self.act(self.ask(0))
@@ -834,7 +836,8 @@ class Client(Side):
         if not self.moved:
             self.first_at = self.engine.now
         self.moved += count
-        self.readable = count == FIRST_READ or self.hung_up  # the end of the stream may be next, and makes no edge any more
+        # The end of the stream may be next, and makes no edge any more
+        self.readable = count == FIRST_READ or self.hung_up
         data = kernel.taken(buffer, 0, count)
         self.unsent = data if self.unsent is None else self.unsent + data
         return self.act(self.ask(2))
@@ -1003,7 +1006,8 @@ class Client(Side):
             self.engine.worker.failed()
         if reply is None or kernel.send_rest(self.fd, reply, 0, 0) < 0 or kernel.end_stream(self.fd) < 0:
             return self.close(True, REFUSED)
-        self.state = LINGERING  # closed at once, bytes of the client still under way would reset it before the reply is read
+        # Closed at once, bytes of the client still under way would reset it before the reply is read
+        self.state = LINGERING
         self.join_queue(self.engine.lingering)
         return self.discard()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 import msgspec
+
 from pellucid_policy.compile import Group, PolicySet
 
 from ..settings import NodeSettings
-from .dial_deny import denied
+from .dial_deny import denied, networks
 from .record import Tallies, source_fragment
 
 CACHED = 4096
@@ -58,7 +58,7 @@ class Judge:
         self.tallies = Tallies()
         self.source_address = settings.source_address
         self._node_addresses = frozenset(node_addresses)
-        self._allowed = tuple(ipaddress.ip_network(cidr) for cidr in settings.allow_dial)
+        self._allowed = networks(settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}
 
     def dial_denied(self, address: bytes, node_source: bool) -> bool:

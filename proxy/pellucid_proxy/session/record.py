@@ -181,7 +181,9 @@ class Counts:
         self.connect = Histogram("upstream_connect_seconds")
         self.lag = Histogram("worker_loop_lag_seconds")
 
-    def closed(self, session: Session, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int) -> None:
+    def closed(
+        self, session: Session, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int
+    ) -> None:
         """Count an ended connection; times in monotonic nanoseconds, 0 for what never was."""
         if session.tally is not None:
             session.tally.closed[why] += 1
@@ -212,7 +214,9 @@ class Counts:
         ]
         self.lag.counts[0] = quick_batches
         found.append(self.lag.series())
-        found += [Series("first_bytes_protocol", "counter", (protocol,), count) for protocol, count in self.protocols.items()]
+        found += [
+            Series("first_bytes_protocol", "counter", (protocol,), count) for protocol, count in self.protocols.items()
+        ]
         found += [Series("audit_would_deny", "counter", names, count) for names, count in self.audit_denied.items()]
         closed: dict[tuple[str, str], int] = {}
         denied: dict[tuple[str, str, str], int] = {}

@@ -11,7 +11,6 @@ Rule 6. Whatever goes wrong in deciding is a refusal.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
 from pellucid_policy.decide import decide
@@ -21,6 +20,7 @@ from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
 from ..sniff.first_bytes import HTTP1, Sniffed, give_up, sniff
 from ..sniff.refusal import refusal
 from .http_guard import Refusal, RequestGuard
+from .record import address_text
 from .via import Handshake, handshake
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ class Session:
             if judge.dial_denied(address, node_source):
                 return DIAL_DENIED
             if route.via is not None:
-                host = self.name if self.name is not None and route.address is None else str(ipaddress.ip_address(address))
-                self.handshake = handshake(route.via.protocol, host, port)
+                named = self.name if route.address is None else None
+                self.handshake = handshake(route.via.protocol, named or address_text(address), port)
                 address, port = route.via.address, route.via.port
             self.target = (address, port)
         self.spoof = not node_source and len(address) == len(self.source)
@@ -219,7 +219,9 @@ class Session:
     def distrust(self, refused: Refusal) -> None:
         """Note that the guard refused, unless it was because of a verdict, which is noted already."""
         if self.verdict.action is not Action.BLOCK:
-            self._refuse(Verdict(Action.BLOCK, Reason.HOST_MISMATCH, self.verdict.rule, Response.RESPOND, refused.status))
+            self._refuse(
+                Verdict(Action.BLOCK, Reason.HOST_MISMATCH, self.verdict.rule, Response.RESPOND, refused.status)
+            )
 
     def _guard(self, data: bytes) -> int:
         self.guard = RequestGuard(self._allows)

@@ -107,7 +107,9 @@ class Bench:
         assert source_port > 0
         return script
 
-    def closed(self, session: Any, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int) -> None:
+    def closed(
+        self, session: Any, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int
+    ) -> None:
         assert session in self.sessions
         assert opened <= now
         self.ended.append(Ended(why, connected > 0, answered > 0, up, down))

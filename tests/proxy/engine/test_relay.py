@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
+from typing import Any
 
 import pytest
+
 from pellucid_proxy.engine import relay
 
 from .harness import DIAL, HOLD, RACE, REFUSE, WAIT, Bench, Script, bench, reset
 
-(END, CLIENT_RESET, UPSTREAM_RESET, UPSTREAM_UNREACHABLE, CONNECT_TIMEOUT, IDLE_TIMEOUT, REFUSED, UPSTREAM_PROXY, *_) = relay.endings
+END, CLIENT_RESET, UPSTREAM_RESET, UPSTREAM_UNREACHABLE = relay.endings[:4]
+CONNECT_TIMEOUT, IDLE_TIMEOUT, REFUSED, UPSTREAM_PROXY = relay.endings[4:8]
 
 
 def opened(b: Bench) -> tuple[socket.socket, socket.socket]:
@@ -66,7 +69,7 @@ def test_five_megabytes_each_way_at_once_arrive_whole(steps: int) -> None:
     up, down = rng.randbytes(5_000_000), rng.randbytes(5_000_000)
     with bench() as b:
         client, origin = opened(b)
-        lanes = [[client, up, 0, origin, bytearray()], [origin, down, 0, client, bytearray()]]
+        lanes: list[list[Any]] = [[client, up, 0, origin, bytearray()], [origin, down, 0, client, bytearray()]]
 
         def moved() -> bool:
             for lane in lanes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from pellucid_policy.compile import compile_policies
 from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
@@ -46,7 +47,11 @@ def session(judge: Judge, port: int = 443, server: str = SERVER) -> Session:
 
 
 def domain(name: str, action: str = "Block", **more: Any) -> dict[str, Any]:
-    return {"name": name.replace(".", "-").strip("*-"), "match": {"destinations": [{"domain": name}]}, "action": action} | more
+    return {
+        "name": name.replace(".", "-").strip("*-"),
+        "match": {"destinations": [{"domain": name}]},
+        "action": action,
+    } | more
 
 
 def cidr(network: str, action: str = "Block", **more: Any) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def test_the_node_s_address_is_used_where_it_is_asked_for() -> None:
 
 
 def test_a_block_answers_as_its_rule_says() -> None:
-    respond = {"block": {"response": "Respond", "status": 451, "body": "not here"}}
+    respond: dict[str, Any] = {"block": {"response": "Respond", "status": 451, "body": "not here"}}
     rules = judge(domain("evil.example", **respond), domain("gone.example", block={"response": "Drop"}))
     s = session(rules, 80)
     assert s.received(get("evil.example")) == REFUSE

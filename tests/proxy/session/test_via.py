@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pellucid_proxy.session.via import MAX_HEAD, handshake
 
 
@@ -29,7 +30,8 @@ def test_connect_is_done_at_the_end_of_the_head_and_the_rest_is_the_server_s(cut
 
 
 @pytest.mark.parametrize(
-    ("host", "authority"), [("example.com", "example.com:443"), ("192.0.2.1", "192.0.2.1:443"), ("2001:db8::1", "[2001:db8::1]:443")]
+    ("host", "authority"),
+    [("example.com", "example.com:443"), ("192.0.2.1", "192.0.2.1:443"), ("2001:db8::1", "[2001:db8::1]:443")],
 )
 def test_connect_names_the_authority(host: str, authority: str) -> None:
     greeting = handshake("HTTPConnect", host, 443).greeting().decode()
@@ -78,7 +80,11 @@ def test_socks_is_done_at_the_end_of_its_reply(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "sent"), [("192.0.2.1", b"\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb"), ("::1", b"\x05\x01\x00\x04" + bytes(15) + b"\x01\x01\xbb")]
+    ("host", "sent"),
+    [
+        ("192.0.2.1", b"\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb"),
+        ("::1", b"\x05\x01\x00\x04" + bytes(15) + b"\x01\x01\xbb"),
+    ],
 )
 def test_socks_sends_addresses_as_such(host: str, sent: bytes) -> None:
     way = handshake("SOCKS5", host, 443)
@@ -99,7 +105,8 @@ def test_socks_sends_addresses_as_such(host: str, sent: bytes) -> None:
 def test_socks_refused_or_nonsense_is_an_error(first: bytes, second: bytes) -> None:
     way = handshake("SOCKS5", "example.com", 443)
     with pytest.raises(ValueError, match="upstream proxy"):
-        way.feed(first) and way.feed(second)
+        way.feed(first)
+        way.feed(second)
 
 
 def test_an_unknown_protocol_is_refused() -> None:
