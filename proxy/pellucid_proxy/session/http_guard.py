@@ -287,7 +287,7 @@ class RequestGuard:
         """Refuse unless llhttp, too, says that the message ends with these bytes, or that it does not."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise _RefusedError(Refusal.PARSERS_DISAGREE) from error
         if self._listener.ended != ends:
             raise _RefusedError(Refusal.PARSERS_DISAGREE)

@@ -1,0 +1,24 @@
+"""One target under atheris: python -m fuzz.under_atheris TARGET [libFuzzer's options]. Started by fuzz.run."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris  # type: ignore[import-untyped]  # not among the requirements
+
+with atheris.instrument_imports(include=["pellucid_proxy"]):
+    from fuzz.targets import TARGETS
+
+
+def main() -> None:
+    run = TARGETS[sys.argv[1]]
+
+    def once(data: bytes) -> None:
+        run(data)
+
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
