@@ -164,7 +164,10 @@ class FlowPipe:
 def _open(path: str) -> int:
     if path == STDOUT:
         return 1
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    fd = os.open(path, flags | os.O_NONBLOCK, 0o640)  # a named pipe without reader is refused, not waited for
+    os.set_blocking(fd, True)
+    return fd
 
 
 def _renamed(fd: int, path: str) -> bool:
