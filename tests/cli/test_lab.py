@@ -143,6 +143,37 @@ def test_the_lab_ends_on_a_signal_and_leaves_no_process_behind(number: signal.Si
         assert wait_all_ended(processes)
 
 
+@pytest.mark.parametrize(
+    "before", [[], ["unshare", "--user", "--map-user=1000", "--map-group=1000"]], ids=["root", "no root"]
+)
+def test_the_commands_that_the_lab_prints_work_in_another_terminal(before: list[str]) -> None:
+    command = [*before, sys.executable, "-m", "pellucid_cli", "lab"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as lab:
+        try:
+            assert lab.stdout is not None
+            assert lab.stderr is not None
+            assert lab.stdout.readline()
+            said = {}
+            while "end" not in said:
+                name, _, value = lab.stderr.readline().strip().partition(" ")
+                said[name] = value.strip()
+            enter = (
+                said["enter"]
+                .removeprefix("from another terminal: ")
+                .replace("$SHELL", "ip -brief -4 address show eth0")
+            )
+            entered = subprocess.run(enter.split(), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+            state = said["state"].partition(",")[0]
+            status = finished("pellucid_cli", "status", "--state", state, "--wait", "10")
+        finally:
+            lab.send_signal(signal.SIGINT)
+            lab.communicate(timeout=LIMIT_S)
+    assert "10.244.1.10/32" in entered.stdout, entered.stderr
+    assert status.returncode == 0, status.stdout + status.stderr
+    assert lab.returncode == 0
+
+
 def test_the_proxy_ends_with_a_lab_that_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed process takes nothing away
     mark = uuid.uuid4().hex

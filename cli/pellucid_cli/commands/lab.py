@@ -70,6 +70,7 @@ def command(
     """
     from ..lab.sandbox import SandboxError, enter
 
+    outside = _user_namespace()
     try:
         enter()
     except SandboxError as err:
@@ -91,7 +92,7 @@ def command(
         if shell is not None:
             _shell(scene, shell, instance)
         else:
-            _introduce(scene, manifests, instance)
+            _introduce(scene, manifests, instance, own_users=_user_namespace() != outside)
             _watch(instance, seconds, wants_json(output))
     ctx.exit(0)
 
@@ -140,11 +141,11 @@ def _instance(scene: Scene, manifests: Path, folder: Path, stack: contextlib.Exi
         raise Fault("lab", str(err), "see the log above") from err
 
 
-def _introduce(scene: Scene, manifests: Path, instance: Instance) -> None:
+def _introduce(scene: Scene, manifests: Path, instance: Instance, *, own_users: bool) -> None:
     """On standard error, so that a pipe gets flows alone."""
     pods = ", ".join(f"{name} {' '.join(pod.addresses)}" for name, pod in scene.topology.pods.items())
     servers = ", ".join(f"{name} {' '.join(server.addresses)}" for name, server in scene.topology.servers.items())
-    own = "" if os.geteuid() == 0 and not _in_user_namespace() else "--user --preserve-credentials "
+    own = "--user --preserve-credentials " if own_users else ""
     enter = (
         f"nsenter --target {os.getpid()} {own}--mount nsenter --net=/run/netns/{next(iter(scene.topology.pods))} $SHELL"
     )
@@ -159,9 +160,9 @@ def _introduce(scene: Scene, manifests: Path, instance: Instance) -> None:
         click.echo(f"{click.style(f'{name:<9}', bold=True)}{value}", err=True)
 
 
-def _in_user_namespace() -> bool:
-    """Whether the ids here are not the machine's own: its map then is not the identity of all."""
-    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+def _user_namespace() -> str:
+    """Names the user namespace of this process."""
+    return os.readlink("/proc/self/ns/user")
 
 
 def _watch(instance: Instance, seconds: float | None, as_json: bool) -> None:
