@@ -1,4 +1,5 @@
 """What types and bounds cannot say: syntax of addresses and names, and fields that do not go together."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -51,7 +52,9 @@ def between(objects: Objects) -> list[Problem]:
             if owner != mine:
                 field = "status.podIP" if pod.status.pod_ips is UNSET else "status.podIPs"
                 cure = "an address has one pod: delete the object of the one that has ended"
-                problems.append(objects.problem(pod, field, f"{address} is also an address of pod {owner[1]}/{owner[2]}", cure))
+                problems.append(
+                    objects.problem(pod, field, f"{address} is also an address of pod {owner[1]}/{owner[2]}", cure)
+                )
     return problems
 
 
@@ -70,7 +73,11 @@ def _metadata(metadata: ObjectMeta, namespaced: bool) -> Iterator[Finding]:
         try:
             timestamp(metadata.creation_timestamp)
         except ValueError:
-            yield "metadata.creationTimestamp", f"{metadata.creation_timestamp!r} is no time", "write it as 2026-01-31T12:00:00Z"
+            yield (
+                "metadata.creationTimestamp",
+                f"{metadata.creation_timestamp!r} is no time",
+                "write it as 2026-01-31T12:00:00Z",
+            )
     yield from _labels("metadata.labels", metadata.labels)
 
 
@@ -118,8 +125,16 @@ def _policy(policy: Policy) -> Iterator[Finding]:
         if rule.name is not UNSET:
             first = names.setdefault(rule.name, at)
             if first != at:
-                yield f"{path}.name", f"{rule.name!r} is also the name of rules[{first}]", "names of rules are unique in a policy"
-        if rule.action is RuleAction.PASS and isinstance(policy, ClusterTransparentPolicy) and policy.spec.tier is Tier.BASELINE:
+                yield (
+                    f"{path}.name",
+                    f"{rule.name!r} is also the name of rules[{first}]",
+                    "names of rules are unique in a policy",
+                )
+        if (
+            rule.action is RuleAction.PASS
+            and isinstance(policy, ClusterTransparentPolicy)
+            and policy.spec.tier is Tier.BASELINE
+        ):
             yield f"{path}.action", "Pass goes on with the next tier, and Baseline is the last", "write Allow or Block"
         yield from check_rules.rule(path, rule)
 
@@ -165,5 +180,3 @@ def _proxy(proxy: TransparentProxy) -> Iterator[Finding]:
     for at, text in enumerate(() if spec.exclude is UNSET else spec.exclude.cidrs):
         yield from check_rules.cidr(f"spec.exclude.cidrs[{at}]", text)
     yield from _labels("spec.nodeSelector", spec.node_selector)
-
-

@@ -1,4 +1,5 @@
 """The checks of one rule, and of the addresses and names in it."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -114,7 +115,11 @@ def _match(path: str, match: Match) -> Iterator[Finding]:
         if each.domain is not UNSET:
             yield from domain(f"{inner}.domain", each.domain)
             if no_tcp:
-                yield f"{inner}.domain", "names are read in TCP flows, and ports has none", "add a TCP port, or write a cidr"
+                yield (
+                    f"{inner}.domain",
+                    "names are read in TCP flows, and ports has none",
+                    "add a TCP port, or write a cidr",
+                )
 
 
 def _protocol(entry: PortEntry) -> Protocol:
@@ -137,7 +142,11 @@ def _action(path: str, rule: Rule) -> Iterator[Finding]:
     for action, field in _FIELD_OF.items():
         given = getattr(rule, field) is not UNSET
         if given and rule.action is not action:
-            yield f"{path}.{field}", f"is set, but the action is {rule.action}", f"leave it out, or write action: {action}"
+            yield (
+                f"{path}.{field}",
+                f"is set, but the action is {rule.action}",
+                f"leave it out, or write action: {action}",
+            )
         if not given and rule.action is action and action is not RuleAction.BLOCK:
             yield f"{path}.{field}", f"is missing: the action is {action}", f"write {field}: {{…}}"
     if rule.egress is not UNSET and rule.action in (RuleAction.BLOCK, RuleAction.PASS):
@@ -146,13 +155,21 @@ def _action(path: str, rule: Rule) -> Iterator[Finding]:
     if rule.action in (RuleAction.ROUTE, RuleAction.INTERCEPT) and ports:
         for at, entry in enumerate(ports):
             if _protocol(entry) is not Protocol.TCP:
-                yield f"{path}.match.ports[{at}].protocol", f"{_protocol(entry)} flows cannot take {rule.action}", "write TCP"
+                yield (
+                    f"{path}.match.ports[{at}].protocol",
+                    f"{_protocol(entry)} flows cannot take {rule.action}",
+                    "write TCP",
+                )
 
 
 def _block(path: str, block: Block) -> Iterator[Finding]:
     for field, value in (("status", block.status), ("body", block.body)):
         if value is not UNSET and block.response is not Response.RESPOND:
-            yield f"{path}.{field}", f"is set, but the response is {block.response}", "leave it out, or write response: Respond"
+            yield (
+                f"{path}.{field}",
+                f"is set, but the response is {block.response}",
+                "leave it out, or write response: Respond",
+            )
 
 
 def _route(path: str, route: RouteSpec) -> Iterator[Finding]:
@@ -184,7 +201,11 @@ def _intercept(path: str, intercept: Intercept) -> Iterator[Finding]:
     for at, each in enumerate(intercept.requests):
         inner = f"{path}.requests[{at}]"
         if each.name is not UNSET and names.setdefault(each.name, at) != at:
-            yield f"{inner}.name", f"{each.name!r} is also the name of requests[{names[each.name]}]", "names are unique in a list"
+            yield (
+                f"{inner}.name",
+                f"{each.name!r} is also the name of requests[{names[each.name]}]",
+                "names are unique in a list",
+            )
         yield from _request(inner, each)
 
 
@@ -217,7 +238,11 @@ def _changes(path: str, rule: RequestRule) -> Iterator[Finding]:
                 yield f"{path}.{side}", f"{name!r} is no header name", ""
         for name, value in headers.items():
             if any(char in value for char in "\r\n\0"):
-                yield f"{path}.{side}.setHeaders", f"the value of {name} has a line break or a NUL", "RFC 9110 §5.5 forbids them"
+                yield (
+                    f"{path}.{side}.setHeaders",
+                    f"the value of {name} has a line break or a NUL",
+                    "RFC 9110 §5.5 forbids them",
+                )
     if rule.request is not UNSET and rule.request.set_headers_from is not UNSET:
         for at, each in enumerate(rule.request.set_headers_from):
             if not _TOKEN.fullmatch(each.name):

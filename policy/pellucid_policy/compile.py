@@ -1,4 +1,5 @@
 """From objects to a PolicySet: which pods have which policies, and a program and kernel rules for each set of policies that occurs."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -30,7 +31,10 @@ def compile_policies(objects: Objects, *, default_action: str | None = None) -> 
 
 def _default(objects: Objects, given: str | None) -> Verdict:
     if given is None:
-        given = next((str(each.spec.default_action.value) for each in objects.proxies if each.spec.default_action is not UNSET), "Allow")
+        given = next(
+            (str(each.spec.default_action.value) for each in objects.proxies if each.spec.default_action is not UNSET),
+            "Allow",
+        )
     if given not in ("Allow", "Block"):
         raise ValueError(f"default action {given!r} is neither Allow nor Block")
     return Verdict(Action(given), Reason.DEFAULT_ACTION)
@@ -63,7 +67,9 @@ class _Compiler:
     def _chosen(self, namespace: str, labels: dict[str, str], service_account: str) -> tuple[int, ...]:
         """Return the places of the policies that hold for such a pod, in order."""
         return tuple(
-            at for at, policy in enumerate(self._policies) if selects(policy, namespace, labels, service_account, self._labels)
+            at
+            for at, policy in enumerate(self._policies)
+            if selects(policy, namespace, labels, service_account, self._labels)
         )
 
     def _group(self, chosen: tuple[int, ...]) -> Group:

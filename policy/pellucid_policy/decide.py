@@ -18,6 +18,7 @@ Rule 6. When no rule of any tier matches, the verdict is the default action.
 
 Hence NEED_NAME is given exactly when a rule that asks stands before the first that matches by address.
 """
+
 from __future__ import annotations
 
 from bisect import bisect_right

@@ -1,4 +1,5 @@
 """Domain names: one spelling for each, so that comparing is equality."""
+
 from __future__ import annotations
 
 import ipaddress

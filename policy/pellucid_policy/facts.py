@@ -1,4 +1,5 @@
 """What is known of a flow when it is decided."""
+
 from __future__ import annotations
 
 import enum

@@ -1,4 +1,5 @@
 """What a release does not do yet is parsed, validated, and then refused by name: never ignored."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ EGRESS_ROUTE_TABLE = "EgressRouteTable"
 EGRESS_INTERFACE = "EgressInterface"
 SERVICES = "Services"  # destinations and routes by Service
 REEVALUATE_LIVE = "ReevaluateLive"  # onPolicyChange: Reevaluate
-INSTALLATION = "Installation"  # what TransparentProxy says of a node's scope, exclusions, source address, marks, workers and limit
+INSTALLATION = (
+    "Installation"  # what TransparentProxy says of a node's scope, exclusions, source address, marks, workers and limit
+)
 UNKNOWN_PODS = "UnknownPods"  # TransparentProxy's unknownPods
 EXCLUDE_PORTS = "ExcludePorts"  # TransparentProxy's exclude.ports, unless empty
 CONNECTIONS_PER_POD = "ConnectionsPerPod"  # TransparentProxy's limits.connectionsPerPod

@@ -1,4 +1,5 @@
 """From rules in order to the indexes of a Program."""
+
 from __future__ import annotations
 
 import heapq
@@ -54,7 +55,9 @@ def _tier(rules: list[Prepared], first_rank: int) -> Tier:
             tcp = _spans(rule.tcp, rank)
             for name, wildcard in rule.names:
                 (suffixes if wildcard else exact)[name] += tcp
-            for spans_of, asks in zip(asking, (True, rule.on_mismatch, rule.on_encrypted, rule.on_missing), strict=True):
+            for spans_of, asks in zip(
+                asking, (True, rule.on_mismatch, rule.on_encrypted, rule.on_missing), strict=True
+            ):
                 if asks:
                     spans_of += tcp
     return Tier(
@@ -111,5 +114,3 @@ def ports_of(spans: list[Span]) -> Ports:
             starts.append(at)
             ranks.append(rank)
     return Ports(tuple(starts), tuple(ranks))
-
-

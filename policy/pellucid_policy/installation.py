@@ -1,4 +1,5 @@
 """The kinds beside policies: InterceptionAuthority, TransparentProxy, TransparentSnapshot, TransparentNode."""
+
 from __future__ import annotations
 
 import enum
@@ -92,7 +93,9 @@ class Images(Strict, frozen=True):
 class TransparentProxySpec(Strict, frozen=True):
     """pod_cidrs [] or absent: each node's own podCIDRs."""
 
-    pod_cidrs: Annotated[tuple[Text, ...], Meta(max_length=64)] | UnsetType = msgspec.field(default=UNSET, name="podCIDRs")
+    pod_cidrs: Annotated[tuple[Text, ...], Meta(max_length=64)] | UnsetType = msgspec.field(
+        default=UNSET, name="podCIDRs"
+    )
     default_action: DefaultAction | UnsetType = UNSET
     source_address: SourceAddress | UnsetType = UNSET
     unknown_pods: UnknownPods | UnsetType = UNSET

@@ -1,4 +1,5 @@
 """What the kernel decides for a group, as plan.AddressRule lists: what addresses alone decide, and what has no name to wait for."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -49,7 +50,9 @@ def leading(tiers: list[list[Prepared]], default: Verdict) -> tuple[AddressRule,
 
 
 def _said_by_kernel(verdict: Verdict) -> bool:
-    return verdict.action is Action.ALLOW or (verdict.action is Action.BLOCK and verdict.response is not Response.RESPOND)
+    return verdict.action is Action.ALLOW or (
+        verdict.action is Action.BLOCK and verdict.response is not Response.RESPOND
+    )
 
 
 def nameless(tiers: list[list[Prepared]], default: Verdict) -> tuple[AddressRule, ...]:
@@ -126,7 +129,9 @@ def _common_networks(one: tuple[Network, ...] | None, other: tuple[Network, ...]
     return (*ipaddress.collapse_addresses(v4), *ipaddress.collapse_addresses(v6))
 
 
-def _common_ports(one: tuple[PortRange, ...] | None, other: tuple[PortRange, ...] | None) -> tuple[PortRange, ...] | None:
+def _common_ports(
+    one: tuple[PortRange, ...] | None, other: tuple[PortRange, ...] | None
+) -> tuple[PortRange, ...] | None:
     if one is None or other is None:
         return other if one is None else one
     return merged(tuple(
@@ -134,5 +139,3 @@ def _common_ports(one: tuple[PortRange, ...] | None, other: tuple[PortRange, ...
         for a in one for b in other
         if a.protocol == b.protocol and max(a.first, b.first) <= min(a.last, b.last)
     ))  # fmt: skip
-
-

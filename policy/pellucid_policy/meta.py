@@ -3,6 +3,7 @@
 A field that is absent holds UNSET or its stated default. null is refused everywhere, and so is an empty list, map or string where it
 could be taken for "everything" (tests/policy/test_absent.py goes through every field).
 """
+
 from __future__ import annotations
 
 import enum
@@ -43,7 +44,9 @@ class ObjectMeta(Strict, frozen=True):
     namespace: Text | UnsetType = UNSET
     creation_timestamp: Annotated[str, Meta(min_length=1, max_length=64)] | None | UnsetType = UNSET
     labels: Annotated[dict[Text, LabelValue], Meta(max_length=256)] | UnsetType = UNSET
-    annotations: Annotated[dict[Text, Annotated[str, Meta(max_length=262144)]], Meta(max_length=256)] | UnsetType = UNSET
+    annotations: Annotated[dict[Text, Annotated[str, Meta(max_length=262144)]], Meta(max_length=256)] | UnsetType = (
+        UNSET
+    )
     uid: Text | UnsetType = UNSET
     generation: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     resource_version: Text | UnsetType = UNSET
@@ -122,7 +125,9 @@ class PodStatus(Tolerant, frozen=True):
 
     phase: Text | UnsetType = UNSET
     pod_ip: Text | UnsetType = msgspec.field(default=UNSET, name="podIP")
-    pod_ips: Annotated[tuple[PodAddress, ...], Meta(max_length=16)] | UnsetType = msgspec.field(default=UNSET, name="podIPs")
+    pod_ips: Annotated[tuple[PodAddress, ...], Meta(max_length=16)] | UnsetType = msgspec.field(
+        default=UNSET, name="podIPs"
+    )
 
 
 class Pod(Tolerant, frozen=True):

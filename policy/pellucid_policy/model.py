@@ -2,6 +2,7 @@
 
 installation.py has the other kinds, meta.py what all share. Syntax and coherence beyond types and bounds: check.py.
 """
+
 from __future__ import annotations
 
 import enum
@@ -77,7 +78,9 @@ class PortEntry(Strict, frozen=True):
 class Match(Strict, frozen=True):
     """Every field given must hold, within a list any entry. {} is every flow; without ports it is every protocol."""
 
-    destinations: Annotated[tuple[Destination, ...], Meta(min_length=1, max_length=MAX_DESTINATIONS)] | UnsetType = UNSET
+    destinations: Annotated[tuple[Destination, ...], Meta(min_length=1, max_length=MAX_DESTINATIONS)] | UnsetType = (
+        UNSET
+    )
     ports: Annotated[tuple[PortEntry, ...], Meta(min_length=1, max_length=MAX_PORTS)] | UnsetType = UNSET
 
 

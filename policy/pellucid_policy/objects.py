@@ -1,4 +1,5 @@
 """What a folder of manifests holds once it is read: typed objects, where each came from, and the problems that were found."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
 """From the bytes of a folder's files to Objects, or to every problem that can be told: a folder is taken or refused as a whole."""
+
 from __future__ import annotations
 
 import difflib
@@ -56,7 +57,11 @@ def parse_files(files: Mapping[str, bytes]) -> Objects | list[Problem]:
             first = origins.setdefault(key_of(each), origin)
             if first is not origin:
                 at = first.problem("metadata.name", "")
-                problems.append(origin.problem("metadata.name", f"{_said(each)} is there twice, first at {at.file}:{at.line}", "keep one"))
+                problems.append(
+                    origin.problem(
+                        "metadata.name", f"{_said(each)} is there twice, first at {at.file}:{at.line}", "keep one"
+                    )
+                )
                 continue
             found.append(each)
     if len(found) > MAX_OBJECTS:
@@ -74,7 +79,9 @@ def _said(each: Object) -> str:
 def _items(file: str, data: bytes, problems: list[Problem]) -> Iterator[Item]:
     """Yield the objects of a file, those of Lists one by one."""
     if file.endswith(".json"):
-        data = data.replace(b"\t", b" ")  # JSON may be indented by tabs, YAML not; within JSON's strings a tab is written \t
+        data = data.replace(
+            b"\t", b" "
+        )  # JSON may be indented by tabs, YAML not; within JSON's strings a tab is written \t
     try:
         found = documents(data)
     except UnreadableError as err:
@@ -91,7 +98,9 @@ def _of_list(value: Any, origin: Origin, lines: Lines, problems: list[Problem]) 
     items = value.get("items")
     unknown = [key for key in value if key not in ("apiVersion", "kind", "metadata", "items")]
     if not isinstance(items, list) or unknown:
-        problems.append(origin.problem(unknown[0] if unknown else "items", "a v1 List has a list of items and no other field"))
+        problems.append(
+            origin.problem(unknown[0] if unknown else "items", "a v1 List has a list of items and no other field")
+        )
         return
     for at, item in enumerate(items):
         yield item, Origin(origin.file, ("items", at), lines)
@@ -119,7 +128,9 @@ def _kind(value: Any, origin: Origin, problems: list[Problem]) -> type[Any] | No
         return None
     for field in ("apiVersion", "kind"):
         if not isinstance(value.get(field), str):
-            problems.append(origin.problem(field, "is missing" if field not in value else "is no string", f"write {field}: …"))
+            problems.append(
+                origin.problem(field, "is missing" if field not in value else "is no string", f"write {field}: …")
+            )
             return None
     version, kind = value["apiVersion"], value["kind"]
     if (version, kind) in KINDS:
@@ -129,7 +140,11 @@ def _kind(value: Any, origin: Origin, problems: list[Problem]) -> type[Any] | No
         problems.append(origin.problem("apiVersion", f"{kind} has no version {version!r}", f"write {versions[0]}"))
         return None
     kinds = [name for _, name in KINDS]
-    problems.append(origin.problem("kind", f"{version} {kind} is not read here", _meant(kind, kinds) or f"known are {', '.join(kinds)}"))
+    problems.append(
+        origin.problem(
+            "kind", f"{version} {kind} is not read here", _meant(kind, kinds) or f"known are {', '.join(kinds)}"
+        )
+    )
     return None
 
 
@@ -173,7 +188,10 @@ def _type_problem(value: Any, kind: type[Any], error: str, prefix: str, origin: 
     elif where and where["key"]:
         message = f"has a key that is not allowed: {what}"
     elif "got `null`" in what:
-        message, cure = "is null", _WHOLE.get(str(steps[-1]) if steps else "", "give it a value, or leave the field out")
+        message, cure = (
+            "is null",
+            _WHOLE.get(str(steps[-1]) if steps else "", "give it a value, or leave the field out"),
+        )
     elif _EMPTY.match(what):
         message, cure = "is empty", "an empty field is never everything: fill it, or leave it out"
     else:
@@ -193,7 +211,9 @@ def _value_problem(value: Any, what: str, steps: tuple[str | int, ...], kind: ty
     shown = "that" if isinstance(value, dict | list) else repr(value)[:80]
     if enum := _ENUM.match(what):
         choices = [str(each) for each in _type_at(kind, steps)] if _type_at(kind, steps) else []
-        return f"{enum[1]} is not allowed", _meant(str(value), choices) or (f"write {' or '.join(choices)}" if choices else "")
+        return f"{enum[1]} is not allowed", _meant(str(value), choices) or (
+            f"write {' or '.join(choices)}" if choices else ""
+        )
     if steps and steps[-1] in ("port", "endPort") and isinstance(value, int) and not isinstance(value, bool):
         return f"{shown} is not a port (1-65535)", ""
     cure = ""
@@ -204,7 +224,11 @@ def _value_problem(value: Any, what: str, steps: tuple[str | int, ...], kind: ty
 
 def _wrong_key(labels: Any) -> tuple[str, ...]:
     """Return the first key of a map of strings whose value is none, as msgspec does not say it."""
-    return next(((key,) for key, value in labels.items() if not isinstance(value, str)), ()) if isinstance(labels, dict) else ()
+    return (
+        next(((key,) for key, value in labels.items() if not isinstance(value, str)), ())
+        if isinstance(labels, dict)
+        else ()
+    )
 
 
 def _at(value: Any, steps: tuple[str | int, ...]) -> Any:

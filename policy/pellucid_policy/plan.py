@@ -2,6 +2,7 @@
 
 Everything here is a frozen msgspec struct, so that it crosses from agent to workers, and later from operator to nodes, as msgpack.
 """
+
 from __future__ import annotations
 
 import msgspec

@@ -1,4 +1,5 @@
 """One rule of a policy, made ready for the indexes and for the kernel: parsed addresses, port spans, verdicts."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -142,7 +143,9 @@ def _packed(address: str) -> bytes:
 def _refusals(names: Names, key: RuleKey) -> tuple[Verdict | None, Verdict | None, Verdict | None]:
     """What a rule with domains says of a mismatch, an encrypted hello, a missing name. 421: RFC 9110 §15.5.20."""
     return (
-        Verdict(Action.BLOCK, Reason.HOST_MISMATCH, key, Response.RESPOND, 421) if names.host_mismatch is Mismatch.BLOCK else None,
+        Verdict(Action.BLOCK, Reason.HOST_MISMATCH, key, Response.RESPOND, 421)
+        if names.host_mismatch is Mismatch.BLOCK
+        else None,
         Verdict(Action.BLOCK, Reason.ENCRYPTED_CLIENT_HELLO, key)
         if names.encrypted_client_hello is EncryptedHello.BLOCK
         else None,

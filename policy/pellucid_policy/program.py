@@ -3,6 +3,7 @@
 Made by compile.py, read by decide.py, carried as msgpack. A rank is the place of a rule in the whole order of its group, all tiers
 counted on; lower wins. NONE is the rank of no rule.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Which policies hold for a pod, and in which order."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -51,7 +52,11 @@ def namespace_labels(namespaces: tuple[Namespace, ...]) -> dict[str, dict[str, s
 
 
 def selects(
-    policy: Policy, namespace: str, labels: Mapping[str, str], service_account: str, of_namespaces: Mapping[str, Mapping[str, str]]
+    policy: Policy,
+    namespace: str,
+    labels: Mapping[str, str],
+    service_account: str,
+    of_namespaces: Mapping[str, Mapping[str, str]],
 ) -> bool:
     """Return whether policy holds for a pod. A namespace without an object has no labels but its name."""
     if isinstance(policy, TransparentPolicy):

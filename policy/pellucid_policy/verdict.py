@@ -1,4 +1,5 @@
 """What is decided of a flow, and why. Every verdict is made when a policy is compiled; deciding only picks one."""
+
 from __future__ import annotations
 
 import enum
@@ -30,7 +31,9 @@ class Reason(enum.StrEnum):
     NAME_MISSING = "NameMissing"  # names.missingSNI: Block
     ENCRYPTED_CLIENT_HELLO = "EncryptedClientHello"  # names.encryptedClientHello: Block
     HOST_MISMATCH = "HostMismatch"  # names.hostMismatch: Block
-    NOT_ROUTABLE = "NotRoutable"  # a Route or Intercept rule matched a flow that the proxy cannot carry (UDP, a node address)
+    NOT_ROUTABLE = (
+        "NotRoutable"  # a Route or Intercept rule matched a flow that the proxy cannot carry (UDP, a node address)
+    )
     DIAL_DENIED = "DialDenied"  # the built-in list of targets that are never dialled on a pod's behalf
     UNDECIDABLE = "Undecidable"  # deciding failed: a refusal, never a pass
 

@@ -3,6 +3,7 @@
 Read from the parser's events and not from its nodes: composing recurses, and a file of brackets would end the process. Not supported, each
 with its own message: tags, merge keys, duplicate keys, and plain scalars that YAML 1.1 and 1.2 read differently (on, yes, 0644, 12:30).
 """
+
 from __future__ import annotations
 
 import re
@@ -25,9 +26,13 @@ _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": 
 _NULLS = ("", "~", "null", "Null", "NULL")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
 _WORDS = re.compile(r"(?:yes|no|on|off|y|n)", re.IGNORECASE)
-_ODD_NUMBER = re.compile(r"[-+]?(?:0[0-9_]+|0o[0-7]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*|[0-9]+(?::[0-5]?[0-9])+(?:\.[0-9]*)?)")
+_ODD_NUMBER = re.compile(
+    r"[-+]?(?:0[0-9_]+|0o[0-7]+|0b[01_]+|[0-9][0-9_]*_[0-9_]*|[0-9]+(?::[0-5]?[0-9])+(?:\.[0-9]*)?)"
+)
 
 
 class UnreadableError(Exception):
@@ -125,7 +130,9 @@ class _Builder:
 
     def _scalar(self, event: Any, line: int) -> None:
         if event.tag not in (None, "!"):
-            raise UnreadableError(line, f"has the tag {event.tag}", "leave the tag out and quote the value if it is a string")
+            raise UnreadableError(
+                line, f"has the tag {event.tag}", "leave the tag out and quote the value if it is a string"
+            )
         plain = not event.style and event.implicit[0]  # libyaml says "", PyYAML None
         value = _plain(event.value, line) if plain else event.value
         self._add(value, line, 1, line, event.anchor)
@@ -173,7 +180,9 @@ def _plain(text: str, line: int) -> Any:
     first = text[0]
     if not (first.isdigit() or first in "+-."):
         if len(text) <= 3 and _WORDS.fullmatch(text):
-            raise UnreadableError(line, f"{text} is a boolean in YAML 1.1 and a string in YAML 1.2", f'write "{text}", or true or false')
+            raise UnreadableError(
+                line, f"{text} is a boolean in YAML 1.1 and a string in YAML 1.2", f'write "{text}", or true or false'
+            )
         return text
     if len(text) > 64:
         return text
@@ -182,8 +191,14 @@ def _plain(text: str, line: int) -> Any:
     if _HEX.fullmatch(text):
         return int(text, 16)
     if _ODD_NUMBER.fullmatch(text):
-        raise UnreadableError(line, f"{text} is read as different numbers by YAML 1.1 and 1.2", 'write it in decimal, or quote it')
-    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if _FLOAT.fullmatch(text) and "n" not in text.lower() else text
+        raise UnreadableError(
+            line, f"{text} is read as different numbers by YAML 1.1 and 1.2", "write it in decimal, or quote it"
+        )
+    return (
+        float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        if _FLOAT.fullmatch(text) and "n" not in text.lower()
+        else text
+    )
 
 
 def line_at(lines: Lines, steps: tuple[str | int, ...]) -> int:

@@ -1,4 +1,5 @@
 """Random small policies and flows out of small alphabets, so that rules meet. Fast, and a function of the random source alone."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -6,13 +7,15 @@ from random import Random
 from typing import Any
 
 import msgspec
+
 from pellucid_policy.facts import ABSENT, ICMP, ICMPV6, SCTP, TCP, UDP, UNKNOWN, Facts
 from pellucid_policy.meta import Namespace, Pod
 from pellucid_policy.model import ClusterTransparentPolicy, TransparentPolicy
 from pellucid_policy.objects import Object, Objects, collect
 
 CIDRS = (
-    "0.0.0.0/0", "192.0.0.0/3", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.64/26", "192.0.2.7/32", "192.0.2.6/32", "192.0.2.64/32", "10.0.0.1/32", "192.0.3.0/24", "10.0.0.0/24",
+    "0.0.0.0/0", "192.0.0.0/3", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.64/26", "192.0.2.7/32", "192.0.2.6/32",
+    "192.0.2.64/32", "10.0.0.1/32", "192.0.3.0/24", "10.0.0.0/24",
     "198.51.100.0/23", "203.0.113.9/32",
     "::/0", "2001:db8::/32", "2001:db8::/33", "2001:db8:0:1::/64", "2001:db8::42/127", "2001:db8::42/128", "fc00::/7",
 )  # fmt: skip
@@ -20,7 +23,8 @@ ADDRESSES = tuple(
     ipaddress.ip_address(text).packed
     for text in (
         "192.0.2.7", "192.0.2.6", "192.0.2.64", "192.0.2.127", "192.0.2.128", "192.0.3.0", "198.51.100.1", "198.51.102.1",
-        "203.0.113.9", "10.0.0.1", "2001:db8::42", "2001:db8::43", "2001:db8:0:1::1", "2001:db8:8000::1", "2001:db9::1", "fdff::1", "fe00::1",
+        "203.0.113.9", "10.0.0.1", "2001:db8::42", "2001:db8::43", "2001:db8:0:1::1", "2001:db8:8000::1", "2001:db9::1",
+        "fdff::1", "fe00::1",
     )
 )  # fmt: skip
 DOMAINS = (
@@ -31,22 +35,33 @@ NAMES = (
     "example.com", "a.example.com", "b.a.example.com", "c.b.a.example.com", "xexample.com", "example.org", "a.example.org", "com", "net",
 )  # fmt: skip
 PORTS = (
-    {"port": 443}, {"port": 80}, {"port": 80, "endPort": 443}, {"port": 1, "endPort": 65535}, {"protocol": "TCP"}, {"port": 443, "protocol": "UDP"},
-    {"port": 53, "endPort": 54, "protocol": "UDP"}, {"protocol": "UDP"}, {"protocol": "ICMP"}, {"protocol": "SCTP"}, {"port": 79, "endPort": 81},
+    {"port": 443}, {"port": 80}, {"port": 80, "endPort": 443}, {"port": 1, "endPort": 65535}, {"protocol": "TCP"},
+    {"port": 443, "protocol": "UDP"},
+    {"port": 53, "endPort": 54, "protocol": "UDP"}, {"protocol": "UDP"}, {"protocol": "ICMP"}, {"protocol": "SCTP"},
+    {"port": 79, "endPort": 81},
 )  # fmt: skip
 FLOW_PORTS = (443, 443, 80, 53, 54, 79, 81, 442, 444, 1, 65535)
-LABELS = ({}, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "x"})
-SELECTORS = (
+LABELS: tuple[dict[str, str], ...] = ({}, {"app": "a"}, {"app": "b"}, {"app": "a", "tier": "x"})
+SELECTORS: tuple[dict[str, Any], ...] = (
     {}, {}, {"matchLabels": {"app": "a"}}, {"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]},
-    {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["a"]}]}, {"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
+    {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["a"]}]},
+    {"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
     {"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]},
 )  # fmt: skip
 ROUTES = (
     {"to": {"address": "192.0.2.99", "port": 8443}},
     {"via": {"protocol": "SOCKS5", "address": "192.0.2.98", "port": 1080}},
-    {"to": {"address": "2001:db8::99", "port": 1}, "via": {"protocol": "HTTPConnect", "address": "2001:db8::98", "port": 3128}},
+    {
+        "to": {"address": "2001:db8::99", "port": 1},
+        "via": {"protocol": "HTTPConnect", "address": "2001:db8::98", "port": 3128},
+    },
 )
-BLOCKS = ({"response": "Reset"}, {"response": "Drop"}, {"response": "Respond", "status": 451, "body": "no"}, {"response": "Respond"})
+BLOCKS = (
+    {"response": "Reset"},
+    {"response": "Drop"},
+    {"response": "Respond", "status": 451, "body": "no"},
+    {"response": "Respond"},
+)
 CREATED = ("2026-01-01T00:00:00Z", "2026-01-01T01:30:00+02:00", "2026-06-01T00:00:00Z", None)
 
 
@@ -69,12 +84,16 @@ def match(random: Random) -> dict[str, Any]:
     return out
 
 
-def rule(random: Random, actions: tuple[str, ...] = ("Allow", "Block", "Block", "Route", "Pass", "Intercept")) -> dict[str, Any]:
+def rule(
+    random: Random, actions: tuple[str, ...] = ("Allow", "Block", "Block", "Route", "Pass", "Intercept")
+) -> dict[str, Any]:
     """A rule that parse would take."""
     action = random.choice(actions)
     out: dict[str, Any] = {"match": match(random), "action": action}
     if action in ("Route", "Intercept") and "ports" in out["match"]:
-        out["match"]["ports"] = [each for each in out["match"]["ports"] if each.get("protocol", "TCP") == "TCP"] or [{"port": 443}]
+        out["match"]["ports"] = [each for each in out["match"]["ports"] if each.get("protocol", "TCP") == "TCP"] or [
+            {"port": 443}
+        ]
     if action == "Route":
         out["route"] = random.choice(ROUTES)
     if action == "Intercept":
@@ -89,7 +108,10 @@ def rule(random: Random, actions: tuple[str, ...] = ("Allow", "Block", "Block", 
 
 
 def _spec(random: Random, actions: tuple[str, ...]) -> dict[str, Any]:
-    spec: dict[str, Any] = {"rules": [rule(random, actions) for _ in range(random.randint(1, 5))], "priority": random.choice((0, 500, 500, 1000))}
+    spec: dict[str, Any] = {
+        "rules": [rule(random, actions) for _ in range(random.randint(1, 5))],
+        "priority": random.choice((0, 500, 500, 1000)),
+    }
     if random.random() < 0.15:
         spec["mode"] = "Audit"
     if random.random() < 0.7:
@@ -121,7 +143,9 @@ def manifest(random: Random, number: int) -> dict[str, Any]:
         if chosen < 0.7:
             spec["podSelector"] = random.choice(SELECTORS)
         if chosen > 0.6:
-            spec["namespaceSelector"] = random.choice(({}, {"matchLabels": {"team": "x"}}, {"matchLabels": {"kubernetes.io/metadata.name": "default"}}))
+            spec["namespaceSelector"] = random.choice(
+                ({}, {"matchLabels": {"team": "x"}}, {"matchLabels": {"kubernetes.io/metadata.name": "default"}})
+            )
         if random.random() < 0.1:
             spec["serviceAccounts"] = [{"namespace": "default", "name": random.choice(("default", "sa"))}]
         return {"metadata": metadata, "spec": spec}

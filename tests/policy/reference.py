@@ -2,6 +2,7 @@
 
 Slow and plain on purpose. What it answers is an Outcome, the comparable part of a verdict.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -11,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from msgspec import UNSET
+
 from pellucid_policy.facts import ABSENT, UNKNOWN, Facts
 from pellucid_policy.meta import LabelSelector, Pod
 from pellucid_policy.model import ClusterTransparentPolicy, Policy, Rule, TransparentPolicy
@@ -50,8 +52,9 @@ class Reference:
         """Return the policies that select the pod, in order. A host-network pod has none."""
         if pod.spec.host_network:
             return []
-        mine = [p for p in (*self.objects.policies, *self.objects.cluster_policies) if self._selects(p, pod)]
-        mine.sort(key=lambda p: f"{p.metadata.namespace or 'default'}/{p.metadata.name}" if p.kind == "TransparentPolicy" else p.metadata.name)
+        every: tuple[Policy, ...] = (*self.objects.policies, *self.objects.cluster_policies)
+        mine = [p for p in every if self._selects(p, pod)]
+        mine.sort(key=_called)
         mine.sort(key=_age)
         mine.sort(key=lambda p: p.spec.priority)
         mine.sort(key=lambda p: TIERS.index(_tier(p)))
@@ -60,7 +63,9 @@ class Reference:
     def _selects(self, policy: Policy, pod: Pod) -> bool:
         labels = pod.metadata.labels or {}
         if isinstance(policy, TransparentPolicy):
-            return (policy.metadata.namespace or "default") == pod.metadata.namespace and _selected(policy.spec.pod_selector, labels)
+            return (policy.metadata.namespace or "default") == pod.metadata.namespace and _selected(
+                policy.spec.pod_selector, labels
+            )
         spec = policy.spec
         if not (spec.pod_selector is UNSET or _selected(spec.pod_selector, labels)):
             return False
@@ -95,10 +100,15 @@ def _tier(policy: Policy) -> str:
     return policy.spec.tier.value if isinstance(policy, ClusterTransparentPolicy) else "Application"
 
 
+def _called(policy: Policy) -> str:
+    namespace = (policy.metadata.namespace or "default") if policy.kind == "TransparentPolicy" else ""
+    return f"{namespace}/{policy.metadata.name}"
+
+
 def _age(policy: Policy) -> tuple[int, datetime.datetime]:
     written = policy.metadata.creation_timestamp
     if not written:
-        return 1, datetime.datetime.min.replace(tzinfo=datetime.timezone.utc)
+        return 1, datetime.datetime.min.replace(tzinfo=datetime.UTC)
     return 0, datetime.datetime.fromisoformat(written)
 
 

@@ -1,10 +1,12 @@
 """parse: the corpus of manifests, where problems are told, and what bounds a hostile file."""
+
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
 import pytest
+
 from pellucid_policy import yaml_tree
 from pellucid_policy.objects import Objects, Problem
 from pellucid_policy.parse import parse_files
@@ -56,11 +58,15 @@ def test_takes_every_example(folder: Path) -> None:
 
 def test_a_problem_names_file_line_path_message_cure() -> None:
     found = problems_of(POLICY.replace("action: Block", "action: Blok"), "cart.yaml")
-    assert [str(each) for each in found] == ["cart.yaml:8: spec.rules[0].action: 'Blok' is not allowed; did you mean Block?"]
+    assert [str(each) for each in found] == [
+        "cart.yaml:8: spec.rules[0].action: 'Blok' is not allowed; did you mean Block?"
+    ]
 
 
 def test_every_broken_object_and_rule_is_told() -> None:
-    broken = POLICY.replace("action: Block", "action: Blok") + "  - match: {}\n  - {match: {prots: []}, action: Allow}\n"
+    broken = (
+        POLICY.replace("action: Block", "action: Blok") + "  - match: {}\n  - {match: {prots: []}, action: Allow}\n"
+    )
     found = problems_of(broken + "---\n" + broken.replace("name: p", "name: q") + "---\nkind: Pod\n")
     assert [each.path for each in found] == [
         "spec.rules[0].action", "spec.rules[1].action", "spec.rules[2].match.prots",
