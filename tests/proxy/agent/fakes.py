@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -14,6 +15,15 @@ from pellucid_proxy.kernel.apply import KernelError
 from pellucid_proxy.kernel.state import KernelState
 from pellucid_proxy.supervisor.children import seqpacket_pair
 from pellucid_proxy.worker_config import read_memfd, sealed_memfd
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Returns when holds() does; another thread or process is at work on it."""
+    async with asyncio.timeout(10):
+        for _ in itertools.count():
+            if holds():
+                return
+            await asyncio.sleep(0.001)
 
 
 class FakeWorker:

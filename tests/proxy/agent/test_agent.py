@@ -34,7 +34,7 @@ from pellucid_proxy.supervisor.messages import (
 )
 from pellucid_proxy.supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 
-from .fakes import FakeRules, FakeWorker
+from .fakes import FakeRules, FakeWorker, eventually
 
 POLICY = """
 apiVersion: pellucid.dev/v1alpha1
@@ -107,7 +107,7 @@ class Play:
         """The agent's next message; None once it has ended."""
         loop = asyncio.get_running_loop()
         packet = await loop.sock_recv(self._channel, MAX_PACKET)
-        return msgspec.msgpack.decode(packet, type=ToSupervisor) if packet else None  # type: ignore[arg-type, no-any-return]
+        return msgspec.msgpack.decode(packet, type=ToSupervisor) if packet else None
 
     def send(self, message: ToAgent, descriptors: list[int] | None = None) -> None:
         socket.send_fds(self._channel, [msgspec.msgpack.encode(message)], descriptors or [])
@@ -408,12 +408,10 @@ def test_flow_records_go_from_the_pipes_to_the_file_and_on_to_a_new_one(play: Pl
     async def body(play: Play) -> None:
         await play.until_ready()
         os.write(play.flow_ends[0], b'{"n":1}\n')
-        while path.read_text() != '{"n":1}\n':
-            await asyncio.sleep(0.001)
+        await eventually(lambda: path.read_text() == '{"n":1}\n')
         path.rename(path.with_suffix(".1"))
         play.send(ReopenFlows())
-        while not path.exists():
-            await asyncio.sleep(0.001)
+        await eventually(path.exists)
         os.write(play.flow_ends[1], b'{"n":2}\n')
         await stop(play)
 

@@ -16,6 +16,8 @@ from pellucid_proxy.agent import flows
 from pellucid_proxy.agent.flows import FlowFile, FlowPipe
 from pellucid_proxy.supervisor.children import flow_pipe
 
+from .fakes import eventually as soon
+
 PATIENCE_S = 10.0
 
 
@@ -171,12 +173,9 @@ def test_records_arrive_without_being_asked_for_and_the_end_closes_the_pipe(path
         read_end, write_end = flow_pipe()
         pipe = FlowPipe(read_end, file)
         os.write(write_end, b"1\n")
-        async with asyncio.timeout(PATIENCE_S):
-            while path.read_bytes() != b"1\n":
-                await asyncio.sleep(0.001)
-            os.close(write_end)
-            while pipe._fd >= 0:
-                await asyncio.sleep(0.001)
+        await soon(lambda: path.read_bytes() == b"1\n")
+        os.close(write_end)
+        await soon(lambda: pipe._fd < 0)
         file.close(PATIENCE_S)
 
     asyncio.run(run())

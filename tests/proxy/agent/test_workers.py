@@ -14,7 +14,7 @@ from pellucid_proxy.agent.workers import Workers
 from pellucid_proxy.control import Applied, Series, Stats
 from pellucid_proxy.worker_config import sealed_memfd
 
-from .fakes import FakeWorker
+from .fakes import FakeWorker, eventually
 
 T = TypeVar("T")
 
@@ -137,8 +137,7 @@ def test_descriptors_that_lie_are_refused_and_closed() -> None:
         for fd in (reader, writer, short):
             os.close(fd)
         fakes[0].send(Applied("r1"))
-        while workers.links[0].revision is None:
-            await asyncio.sleep(0)
+        await eventually(lambda: workers.links[0].revision == "r1")
         assert len(os.listdir("/proc/self/fd")) == before
 
     with_workers(1, body)
