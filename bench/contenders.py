@@ -44,18 +44,19 @@ class Contender:
     peer: bool = False  # counts for "best peer"
     policy: str | None = None  # of Pellucid, a key of policies.PELLUCID; it installs its own rules
     scenarios: tuple[str, ...] | None = None  # the only ones it runs, in place of all but the addresses' and the rules'
-    refuses: bool = True  # blocked names are refused to the drivers' destinations: checked before it counts as ready
+    rules: str = ""  # that the lab gives to nft on the node, besides those by which peers get the pod's connections
 
     @property
     def diverts(self) -> bool:
-        """The lab installs the rules that hand it the pod's connections."""
+        """The lab hands it the pod's connections; Pellucid takes them itself."""
         return self.command is not None and self.policy is None
 
 
 def table(pellucid: str) -> dict[str, Contender]:
     """All contenders by name, Pellucid's run by that shell command."""
     contenders = (
-        Contender("direct", None, scenarios=DIRECT, refuses=False),
+        Contender("direct", None, scenarios=DIRECT),
+        Contender("direct-conntrack", None, scenarios=ADDRESSES, rules=lab.TRACK),
         Contender("haproxy", f"BENCH_SPLICE=auto exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("haproxy-force", f"BENCH_SPLICE=force exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("nginx", f"exec python3 {CONF}/nginx_launch.py {CONF}/nginx.conf", peer=True),
@@ -67,7 +68,7 @@ def table(pellucid: str) -> dict[str, Contender]:
         Contender("squid", f"exec sh {CONF}/squid_launch.sh {CONF}/squid.conf", peer=True),
         Contender("mitmproxy", f"exec {MITMDUMP}", peer=True),
         Contender("pellucid", pellucid, policy="names"),
-        Contender("pellucid-addresses", pellucid, policy="addresses", scenarios=ADDRESSES, refuses=False),
+        Contender("pellucid-addresses", pellucid, policy="addresses", scenarios=ADDRESSES),
         Contender("pellucid-10", pellucid, policy="rules-10", scenarios=RULES),
         Contender("pellucid-10000", pellucid, policy="rules-10000", scenarios=RULES),
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 
 POD, NODE, SERVER = "pod", "node", "server"
 POD_CIDR = "10.244.0.0/24"
-SERVER_CIDR = "192.0.2.0/24"
+SERVER_CIDR = "192.0.2.8/29"  # of the drivers' destinations
 SERVER_ADDRESSES = tuple(f"192.0.2.{i}" for i in range(10, 14))
+PROBE_ADDRESS = "192.0.2.20"  # not among them
 LISTEN_PORT = 15001
 RUN = Path("/run/bench")  # of the sandbox; every user may enter it
 CGROUPS = Path("/run/cgroup")
@@ -32,6 +33,10 @@ table inet bench {{
   }}
 }}
 """
+
+
+# What any node has that runs Kubernetes or a stateful firewall: a look at the state of each connection.
+TRACK = "table inet track { chain forward { type filter hook forward priority filter; ct state invalid counter; }; }"
 
 
 def run(command: str, stdin: str | None = None) -> str:
@@ -63,15 +68,17 @@ def down() -> None:
             run(f"ip netns del {namespace}")
 
 
-def up(divert: bool) -> None:
-    """Fresh namespaces stand and are joined. With divert the pod's TCP connections go to the listener, or are reset if there is none."""
+def up(*, divert: bool, rules: str = "") -> None:
+    """Fresh namespaces stand and are joined, with these rules on the node.
+
+    With divert the pod's TCP connections go to the listener, or are reset if there is none."""
     down()
     for namespace in (POD, NODE, SERVER):
         run(f"ip netns add {namespace}")
         run(f"ip -n {namespace} link set lo up")
     _link(POD, "p0", "10.244.0.2", "vpod", "10.244.0.1")
     _link(SERVER, "s0", SERVER_ADDRESSES[0], "vsrv", "192.0.2.1")
-    for address in SERVER_ADDRESSES[1:]:
+    for address in (*SERVER_ADDRESSES[1:], PROBE_ADDRESS):
         run(f"ip -n {SERVER} addr add {address}/24 dev s0")
     for namespace in (POD, NODE, SERVER):
         run(
@@ -84,7 +91,9 @@ def up(divert: bool) -> None:
     if divert:
         run(f"ip -n {NODE} rule add fwmark 0x1 lookup 100")
         run(f"ip -n {NODE} route add local default dev lo table 100")
-        run(f"ip netns exec {NODE} nft -f -", stdin=DIVERT)
+        rules = DIVERT + rules
+    if rules:
+        run(f"ip netns exec {NODE} nft -f -", stdin=rules)
 
 
 def _link(namespace: str, device: str, address: str, node_device: str, node_address: str) -> None:

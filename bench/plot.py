@@ -19,7 +19,7 @@ STYLE = "text{font:12px sans-serif;fill:#222}.title{font-weight:bold}.unit{fill:
 def _colour(name: str) -> str:
     if name.startswith(PRODUCT):
         return OWN
-    return REFERENCE if name == "direct" else PEER
+    return REFERENCE if name.startswith("direct") else PEER
 
 
 def _bar(name: str, results: list[Result], figure: Figure, y: int, scale: float) -> Iterator[str]:

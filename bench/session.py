@@ -41,7 +41,7 @@ class Session:
     def __enter__(self) -> Session:
         shutil.rmtree(lab.RUN / "state", ignore_errors=True)
         FLOWS.unlink(missing_ok=True)
-        lab.up(self.contender.diverts)
+        lab.up(divert=self.contender.diverts, rules=self.contender.rules)
         self._spawn(lab.SERVER, "exec origin", self.drivers, stdout=subprocess.DEVNULL)
         if self.contender.command:
             with LOG.open("w") as log:
@@ -75,7 +75,7 @@ class Session:
             return "it has ended"
         if not self.drive(PROBE, 10).get("done"):
             return "an allowed name does not pass"
-        if self.contender.refuses and self.drive(f"{PROBE} -h {BLOCKED[0]}", 10).get("done"):
+        if self.contender.command and self.drive(f"{PROBE} -a {lab.PROBE_ADDRESS} -h {BLOCKED[0]}", 10).get("done"):
             return "a blocked name passes"
         if self.contender.policy and not self.metrics():
             return f"no metrics at {METRICS}"
@@ -100,6 +100,7 @@ class Session:
 
     def warm_up(self) -> None:
         self.drive(f"loadgen conn -c 8 -d 0.4 {SERVERS}")
+        time.sleep(SETTLE_S)
 
     def drive(self, command: str, timeout_s: float = 75) -> Result:
         """Run a driver in the pod to its end: the JSON object it printed, or {"failed": why}."""
