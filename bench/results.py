@@ -37,14 +37,17 @@ class Results:
         return [result for result in found.get(contender, []) if not alongside or result["run"] in runs]
 
     def contenders(self, scenario: str) -> dict[str, list[Result]]:
-        """All contenders of a scenario, from the runs that have both Pellucid and a peer, if there is one: never compared across runs."""
+        """All contenders of a scenario, never to be compared across runs.
+
+        Where Pellucid and peers were measured, only runs with both count; if there is none, the peers are left out."""
         found = self.scenarios.get(scenario, {})
+        own = {result["run"] for result in found.get(PRODUCT, [])}
         peers = {result["run"] for name in PEERS & found.keys() for result in found[name]}
-        both = peers & {result["run"] for result in found.get(PRODUCT, [])}
-        kept = {
-            name: [result for result in results if not both or result["run"] in both] for name, results in found.items()
-        }
-        return {name: results for name, results in kept.items() if results}
+        if not own or not peers:
+            return dict(found)
+        kept = own & peers or own
+        chosen = {name: [result for result in results if result["run"] in kept] for name, results in found.items()}
+        return {name: results for name, results in chosen.items() if results}
 
 
 def load(paths: Iterable[Path], *, quiet_only: bool = False) -> Results:

@@ -73,6 +73,12 @@ def test_runs_without_both_sides_are_not_compared(tmp_path: Path) -> None:
     assert requirement(results, "conn64: connections/s").measured == "1"
 
 
+def test_peers_of_other_runs_only_are_left_out(tmp_path: Path) -> None:
+    results = loaded(tmp_path, line("haproxy", 100, run="0"), line("pellucid", 100))
+    assert requirement(results, "conn64: connections/s").met is None
+    assert list(results.contenders("conn64")) == ["pellucid"]
+
+
 def test_lower_is_better_for_latency(tmp_path: Path) -> None:
     times = {"scenario": "rr1p", "p99_us": 50.0}
     results = loaded(
