@@ -80,10 +80,11 @@ def refuse_unfit(settings: NodeSettings) -> None:
         raise Refusal(str(err)) from err
     errors = []
     for finding in preflight(settings):
+        said = f"{finding.what}; {finding.cure}" if finding.cure else finding.what
         if finding.severity is Severity.ERROR:
-            errors.append(f"{finding.what}; {finding.cure}" if finding.cure else finding.what)
+            errors.append(said)
         else:
-            log.log(logging.WARNING if finding.severity is Severity.WARNING else logging.INFO, "%s", finding)
+            log.log(logging.WARNING if finding.severity is Severity.WARNING else logging.INFO, "%s", said)
     if errors:
         raise Refusal("\n".join(errors), REFUSED)
     if not settings.ipv6 and routing.ipv6_available():
