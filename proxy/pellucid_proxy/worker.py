@@ -52,13 +52,23 @@ class Worker:
 
     # The engine calls these
 
-    def session(self, source: bytes, source_port: int, destination: bytes, port: int) -> Session:
+    def session(self, source: bytes, destination: bytes, port: int) -> Session:
         self.counts.opened += 1
-        return Session(self.judge, source, source_port, destination, port)
+        return Session(self.judge, source, destination, port)
 
     def closed(
-        self, session: Session, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int
+        self,
+        session: Session,
+        source_port: int,
+        why: int,
+        opened: int,
+        connected: int,
+        answered: int,
+        now: int,
+        up: int,
+        down: int,
     ) -> None:
+        """Times in monotonic nanoseconds, 0 for what never was; up and down in bytes."""
         self.counts.closed(session, why, opened, connected, answered, now, up, down)
         session.guard = None  # it refers back to the session
         if self.config.flows < 0:
@@ -68,6 +78,7 @@ class Worker:
             return
         line = flow_line(
             session,
+            source_port,
             why,
             self._clock.text(opened),
             self._node,

@@ -163,7 +163,7 @@ class Queue:
 
 @cython.cclass
 class Engine:
-    """The loop of one worker. worker is told of connections: worker.session(source, port, destination, port) makes the
+    """The loop of one worker. worker is told of connections: worker.session(source, destination, port) makes the
     session that decides, worker.closed(session, …) hears the end. limits: pellucid_proxy.settings.NodeSettings.
 
     Owns the epoll descriptor for its lifetime; the listeners' descriptors are the caller's."""
@@ -765,7 +765,6 @@ class Client(Side):
     """The accepted side, and the connection as a whole. Until the upstream is there it holds the first bytes as unsent."""
 
     source: kernel.address
-    destination: kernel.address
     session: object
     state: cython.int
     racing: cython.bint  # GREETING goes on to RACING
@@ -802,14 +801,11 @@ class Client(Side):
         self.racing = False
         self.queue = None
         self.before = self.behind = None
-        self.destination = kernel.local_name(fd)  # TPROXY: the original destination
         engine.live += 1
+        destination = kernel.local_name(fd)  # TPROXY: the original destination
         try:
             self.session = engine.worker.session(
-                kernel.packed(self.source),
-                kernel.port(self.source),
-                kernel.packed(self.destination),
-                kernel.port(self.destination),
+                kernel.packed(self.source), kernel.packed(destination), kernel.port(destination)
             )
         except Exception:
             return self.close(True, INTERNAL)
@@ -852,7 +848,7 @@ class Client(Side):
                 step = self.session.received(self.unsent)
                 if self.session.guard is not None and step == DIAL:
                     self.guard = self.session
-                    self.unsent = self.session.passed
+                    self.unsent = self.session.held
             elif what == 0:
                 step = self.session.opened()
             elif what == 3:
@@ -891,12 +887,13 @@ class Client(Side):
     @cython.exceptval(check=False)
     def dial(self, state: cython.int) -> cython.int:
         """Connect to where the session says, from the pod's address or the node's."""
-        destination = self.destination
         fd: cython.int
         spoof: cython.bint
         try:
             target = self.session.target
-            if target is not None:
+            if target is None:
+                destination = kernel.local_name(self.fd)
+            else:
                 destination = kernel.made(target[0], target[1])
             spoof = self.session.spoof
         except Exception:
@@ -1110,7 +1107,15 @@ class Client(Side):
         try:
             if self.session is not None:
                 self.engine.worker.closed(
-                    self.session, why, self.opened_at, self.connected_at, answered_at, self.engine.now, self.moved, down
+                    self.session,
+                    kernel.port(self.source),
+                    why,
+                    self.opened_at,
+                    self.connected_at,
+                    answered_at,
+                    self.engine.now,
+                    self.moved,
+                    down,
                 )
         except Exception:
             self.engine.worker.failed()

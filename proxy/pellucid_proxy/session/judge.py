@@ -17,8 +17,12 @@ CACHED = 4096
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who an address is. group: None if no policy selects it. source: the start of a flow record's source object."""
+    """Who an address is, by one revision of the policy. address: packed. group: None if no policy selects it.
 
+    source: the start of a flow record's source object."""
+
+    address: bytes
+    revision: str
     group: Group | None
     source: str
 
@@ -40,10 +44,12 @@ class Enforced:
             return known
         pod = self._pods.get(address)
         if pod is None:
-            known = Identity(self._strangers, source_fragment(address, "default", "", "", "default"))
+            group = self._strangers
+            source = source_fragment(address, "default", "", "", "default")
         else:
             group = None if pod.group is None else self._groups[pod.group]
-            known = Identity(group, source_fragment(address, pod.namespace, pod.name, pod.uid, pod.service_account))
+            source = source_fragment(address, pod.namespace, pod.name, pod.uid, pod.service_account)
+        known = Identity(address, self.revision, group, source)
         if len(self._known) >= CACHED:
             self._known.clear()
         self._known[address] = known

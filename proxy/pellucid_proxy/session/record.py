@@ -129,6 +129,7 @@ class Clock:
 
 def flow_line(
     session: Session,
+    source_port: int,
     why: int,
     time_text: str,
     node_fragment: str,
@@ -143,13 +144,16 @@ def flow_line(
     """
     tally, identity, audited = session.tally, session.identity, session.audited
     verdict = tally.fragment if tally is not None else UNDECIDED
-    source = identity.source if identity is not None else source_fragment(session.source, "", "", "", "")
+    if identity is not None:
+        source, revision = identity.source, identity.revision
+    else:
+        source, revision = source_fragment(session.source, "", "", "", ""), ""
     name = "null" if session.name is None else f'"{session.name}"'
     first = "null" if not first_byte_ns else _seconds(first_byte_ns)
     audit = "" if audited is None else f',"audit":{{{session.judge.tallies.of(audited).fragment}}}'
     by, ended = ENDINGS[why]
     return (
-        f'{{"time":"{time_text}",{verdict},"revision":"{session.revision}","source":{source}{session.source_port}}},'
+        f'{{"time":"{time_text}",{verdict},"revision":"{revision}","source":{source}{source_port}}},'
         f'"destination":{{"address":"{address_text(session.destination)}","port":{session.port},"name":{name}}},'
         f'"protocol":"{session.protocol}","bytes":{{"up":{up},"down":{down}}},"durationSeconds":{_seconds(duration_ns)},'
         f'"firstByteSeconds":{first},"ended":{{"by":"{by}","why":"{ended}"}}{audit},{node_fragment}}}\n'

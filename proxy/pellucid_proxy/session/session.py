@@ -11,6 +11,7 @@ Rule 6. Whatever goes wrong in deciding is a refusal.
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING
 
 from pellucid_policy.decide import decide
@@ -41,7 +42,9 @@ NOT_SELECTED = Verdict(action=Action.ALLOW, reason=Reason.NOT_SELECTED)
 class Session:
     """Addresses are packed. After DIAL or RACE: target (address, port) or None for the original destination, spoof whether from the
     source's address, handshake with an upstream proxy or None. After DIAL also: redial if a raced upstream is the wrong one; guard, and
-    then passed, the part of the first bytes that it let pass."""
+    then held, the part of the first bytes that it let pass. Until then held is first bytes that do not say enough yet.
+
+    There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
     __slots__ = (
         "audited",
@@ -51,40 +54,34 @@ class Session:
         "identity",
         "judge",
         "name",
-        "partial",
-        "passed",
+        "held",
         "port",
         "protocol",
         "redial",
-        "revision",
         "source",
-        "source_port",
         "spoof",
         "tally",
         "target",
         "verdict",
     )
 
-    def __init__(self, judge: Judge, source: bytes, source_port: int, destination: bytes, port: int) -> None:
+    def __init__(self, judge: Judge, source: bytes, destination: bytes, port: int) -> None:
         self.judge = judge
         self.source = source
-        self.source_port = source_port
         self.destination = destination
         self.port = port
         self.identity: Identity | None = None
         self.verdict: Verdict = UNDECIDABLE  # until there is one: what a record says if the connection ends before
         self.audited: Verdict | None = None
         self.tally: Tally | None = None
-        self.revision = ""
         self.name: str | None = None
         self.protocol = NO_BYTES
-        self.partial = b""  # first bytes that do not say enough yet
+        self.held = b""
         self.target: tuple[bytes, int] | None = None
         self.spoof = True
         self.handshake: Handshake | None = None
         self.redial = False
         self.guard: RequestGuard | None = None
-        self.passed = b""
 
     # Events
 
@@ -97,8 +94,8 @@ class Session:
         first = sniff(data)
         if first is not None:
             return self._believe(first, data)
-        begun = self.partial
-        self.partial = data
+        begun = self.held
+        self.held = data
         return WAIT if begun or self.tally is not None else self.opened()
 
     def silent(self) -> int:
@@ -111,15 +108,15 @@ class Session:
 
     def server_spoke(self) -> int:
         """In a race, the server sent bytes first."""
-        if self.partial:
+        if self.held:
             return self.gave_up()
         self.protocol = SERVER_FIRST
         return self._settle(ABSENT, False, False)
 
     def gave_up(self) -> int:
         """The first bytes did not come in time, or the client ended without them."""
-        if self.partial:
-            return self._believe(give_up(self.partial), self.partial)
+        if self.held:
+            return self._believe(give_up(self.held), self.held)
         return self._settle(ABSENT, False, False)
 
     def reply(self) -> bytes | None:
@@ -132,9 +129,9 @@ class Session:
 
     def _believe(self, first: Sniffed, data: bytes) -> int:
         """Decide by what the first bytes said."""
-        self.partial = b""
+        self.held = b""
         self.protocol = first.protocol
-        self.name = first.name
+        self.name = first.name if first.name is None else intern(first.name)
         step = self._settle(ABSENT if first.name is None else first.name, first.encrypted, first.mismatch)
         if step == DIAL and first.protocol == HTTP1 and self._depends_on_name():
             return self._guard(data)
@@ -142,9 +139,8 @@ class Session:
 
     def _verdict(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> Verdict | None:
         """None if a name is needed first. Looks the pod up anew: it may have changed since."""
-        enforced = self.judge.enforced
-        identity = self.identity = enforced.identity(self.source)
-        self.revision = enforced.revision
+        identity = self.identity = self.judge.enforced.identity(self.source)
+        self.source = identity.address
         group = identity.group
         if group is None:
             return NOT_SELECTED
@@ -225,7 +221,7 @@ class Session:
 
     def _guard(self, data: bytes) -> int:
         self.guard = RequestGuard(self._allows)
-        self.passed, refused = self.feed(data)
+        self.held, refused = self.feed(data)
         if refused is None:
             return DIAL
         self.guard = None

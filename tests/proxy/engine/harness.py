@@ -39,7 +39,7 @@ class Script:
     redial: bool = False
     handshake: Any = None
     guard: Any = None
-    passed: bytes = b""
+    held: bytes = b""
     opaque: bool = False
     heard: list[Any] = field(default_factory=list)
 
@@ -95,7 +95,7 @@ class Bench:
 
     # What the engine calls
 
-    def session(self, source: bytes, source_port: int, destination: bytes, port: int) -> Any:
+    def session(self, source: bytes, destination: bytes, port: int) -> Any:
         script = self.script()
         if script is None:
             raise RuntimeError("no session")
@@ -104,14 +104,23 @@ class Bench:
         self.sessions.append(script)
         assert source == destination == LOCALHOST
         assert port == self.listener.getsockname()[1]
-        assert source_port > 0
         return script
 
     def closed(
-        self, session: Any, why: int, opened: int, connected: int, answered: int, now: int, up: int, down: int
+        self,
+        session: Any,
+        source_port: int,
+        why: int,
+        opened: int,
+        connected: int,
+        answered: int,
+        now: int,
+        up: int,
+        down: int,
     ) -> None:
         assert session in self.sessions
         assert opened <= now
+        assert source_port > 0
         self.ended.append(Ended(why, connected > 0, answered > 0, up, down))
 
     def failed(self) -> None:

@@ -43,7 +43,7 @@ def judge(*rules: dict[str, Any], names: dict[str, str] | None = None, settings:
 
 
 def session(judge: Judge, port: int = 443, server: str = SERVER) -> Session:
-    return Session(judge, packed(POD), 40000, packed(server), port)
+    return Session(judge, packed(POD), packed(server), port)
 
 
 def domain(name: str, action: str = "Block", **more: Any) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def test_a_plain_http_connection_admitted_by_address_is_not_looked_into() -> Non
 def test_every_request_of_a_connection_admitted_by_host_is_decided() -> None:
     s = session(judge(domain("good.example", "Allow"), REST_BLOCKED), 80)
     assert s.received(get("good.example", "/1")) == DIAL
-    assert s.passed == get("good.example", "/1")
+    assert s.held == get("good.example", "/1")
     assert s.feed(get("good.example", "/2")) == (get("good.example", "/2"), None)
     passed, refused = s.feed(get("good.example", "/3") + get("evil.example"))
     assert (passed, refused) == (get("good.example", "/3"), "Denied")
