@@ -51,7 +51,9 @@ class Threads:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @staticmethod
@@ -115,7 +117,9 @@ class StandIn(Threads):
 
     def _relay(self, client: socket.socket, source: str, target: tuple[str, int]) -> None:
         try:
-            upstream = self.keep(spoofing_socket(client.family, source if self.source == "Pod" else None, self.settings.marks.egress))
+            upstream = self.keep(
+                spoofing_socket(client.family, source if self.source == "Pod" else None, self.settings.marks.egress)
+            )
             upstream.connect(target)
         except OSError:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -147,7 +151,9 @@ def spoofing_socket(family: int, source: str | None, mark: int) -> socket.socket
     return opened
 
 
-def ask(pod: Namespace, address: str, port: int, *, payload: bytes = b"x" * 200_000, timeout_s: float = PATIENCE_S) -> str:
+def ask(
+    pod: Namespace, address: str, port: int, *, payload: bytes = b"x" * 200_000, timeout_s: float = PATIENCE_S
+) -> str:
     """The line with which a Peer greets pod, after payload came back whole. Raises OSError."""
     with pod.connect(address, port, timeout_s=timeout_s) as connection:
         return converse(connection, payload)

@@ -20,7 +20,9 @@ DESTINATIONS = {  # name: ((IPv4, IPv6), port, who answers)
 
 
 @pytest.mark.parametrize("selected", ["one pod selected", "both pods selected"])
-def test_every_kind_of_destination_is_reached_through_the_proxy(world: World, selected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_of_destination_is_reached_through_the_proxy(
+    world: World, selected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Facts 7, 8, 16: identity NAT, rules that no reverse lookup turns into martians, the pod's address upstream."""
     if selected == "both pods selected":
         from pellucid_proxy.kernel.state import KernelState

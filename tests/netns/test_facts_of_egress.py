@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import sys
@@ -48,9 +47,8 @@ def test_a_socket_bound_early_takes_its_port_from_all_others(world: World) -> No
     for opened in late:
         opened.close()
     world.node.set_sysctls({"net.ipv4.ip_local_port_range": "40010 40010"})
-    with world.node.call(dial, "192.0.2.10", early=True), pytest.raises(OSError) as refused:
+    with world.node.call(dial, "192.0.2.10", early=True), pytest.raises(OSError, match=r"Cannot assign|already in use"):
         world.node.call(dial, "192.0.2.11", early=False)
-    assert refused.value.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
 
 
 def test_the_clients_own_port_cannot_be_used_upstream(world: World) -> None:
@@ -94,7 +92,9 @@ def test_a_pod_drops_packets_that_bear_its_own_address(world: World) -> None:
     world.apply(type(world.state)(SETTINGS, world.state.groups, strangers=0))
     assert ask(world.a, "10.96.0.11", SERVICE_PORT) == "a 10.244.1.1"
     assert ask(world.a, "fd00:96::11", SERVICE_PORT) == "a fd00:244:1::1"
-    world.node.nft("flush set inet pellucid stranger4\nflush chain inet pellucid judge\nadd rule inet pellucid judge goto group0")
+    world.node.nft(
+        "flush set inet pellucid stranger4\nflush chain inet pellucid judge\nadd rule inet pellucid judge goto group0"
+    )
     with pytest.raises(OSError):  # noqa: PT011
         ask(world.a, "10.96.0.11", SERVICE_PORT, timeout_s=SHORT_S)
 
@@ -115,8 +115,11 @@ def test_the_egress_mark_leads_into_a_vpn(world: World) -> None:
     stand_in = world.stand_in()
     with pytest.raises(OSError):  # noqa: PT011 - the default route leads to web
         ask(world.a, far, PORT, timeout_s=SHORT_S)
-    vpn = f"rule add pref 500 fwmark {EGRESS:#x}/{SETTINGS.marks.mask:#x} lookup 51820\nroute add {far} via 192.0.2.11 dev srv-mail onlink table 51820\n"
-    world.node.run(["ip", "-batch", "-"], stdin=vpn)
+    vpn = [
+        f"rule add pref 500 fwmark {EGRESS:#x}/{SETTINGS.marks.mask:#x} lookup 51820",
+        f"route add {far} via 192.0.2.11 dev srv-mail onlink table 51820",
+    ]
+    world.node.run(["ip", "-batch", "-"], stdin="\n".join(vpn) + "\n")
     for source, seen in (("Pod", "10.244.1.10"), ("Node", "192.0.2.1")):
         stand_in.source = source
         assert ask(world.a, far, PORT) == f"mail {seen}"
@@ -135,7 +138,9 @@ def test_the_nodes_address_opens_what_is_closed_to_pods(world: World) -> None:
     metadata = "169.254.169.254"
     world.mail.run(["ip", "address", "add", f"{metadata}/32", "dev", "lo"])
     world.node.run(["ip", "route", "add", metadata, "via", "192.0.2.11", "dev", "srv-mail", "onlink"])
-    world.mail.nft("table ip guard { chain c { type filter hook input priority 0; policy accept; ip saddr 10.244.0.0/16 reject; }; }")
+    world.mail.nft(
+        "table ip guard { chain c { type filter hook input priority 0; policy accept; ip saddr 10.244.0.0/16 reject; }; }"
+    )
     stand_in = world.stand_in()
     with pytest.raises(OSError):  # noqa: PT011
         ask(world.a, metadata, PORT, timeout_s=SHORT_S)
@@ -167,9 +172,13 @@ for name, family, level, option, value in (
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "transparent", "mark"), [("-all,+net_raw", "ok", "ok"), ("-all", "EPERM", "EPERM")], ids=["NET_RAW", "none"]
+    ("capabilities", "transparent", "mark"),
+    [("-all,+net_raw", "ok", "ok"), ("-all", "EPERM", "EPERM")],
+    ids=["NET_RAW", "none"],
 )
-def test_net_raw_alone_suffices_for_a_workers_sockets(world: World, capabilities: str, transparent: str, mark: str) -> None:
+def test_net_raw_alone_suffices_for_a_workers_sockets(
+    world: World, capabilities: str, transparent: str, mark: str
+) -> None:
     """Fact 19."""
     said = world.node.run(
         ["setpriv", "--inh-caps", capabilities, "--bounding-set", capabilities, sys.executable, "-c", _RIGHTS]
@@ -195,7 +204,9 @@ def _without_root() -> str:
     assert _in_a_user_namespace()
     with World() as world:
         stand_in = world.stand_in()
-        return " ".join(ask(world.a, address, PORT) for address in world.web.addresses) + f", taken {len(stand_in.taken)}"
+        return (
+            " ".join(ask(world.a, address, PORT) for address in world.web.addresses) + f", taken {len(stand_in.taken)}"
+        )
 
 
 def _in_a_user_namespace() -> bool:
@@ -210,7 +221,7 @@ def in_a_fork(function: Callable[[], str]) -> str:
     if child == 0:
         try:
             said = function()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child must not go on as a second pytest
             said = traceback.format_exc()
         os.write(writer, said.encode())
         os._exit(0)

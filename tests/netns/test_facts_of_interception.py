@@ -27,7 +27,9 @@ table inet bare {{
 }}
 """
 DIVERT = "meta l4proto tcp socket transparent 1 ip saddr 10.244.1.0/24 meta mark set 0x1000 accept"
-SELECT_SYN = "ip saddr 10.244.1.10 tcp flags & (fin|syn|rst|ack) == syn tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept"
+SELECT_SYN = (
+    "ip saddr 10.244.1.10 tcp flags & (fin|syn|rst|ack) == syn tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept"
+)
 
 
 @pytest.fixture
@@ -133,7 +135,10 @@ def test_a_rule_on_every_packet_resets_live_connections(bare: Topology) -> None:
     """Fact 3, the way not to go."""
     with Peer(bare.servers["web"], PORT), bare.pods["a"].connect(*WEB) as live, StandIn(bare.node, SETTINGS):
         assert converse(live)
-        table(bare, select="ip saddr 10.244.1.10 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept")
+        table(
+            bare,
+            select="ip saddr 10.244.1.10 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept",
+        )
         with pytest.raises(ConnectionResetError):
             echo(live)
 
@@ -175,7 +180,10 @@ def test_the_accepted_socket_bears_the_original_destination(world: World) -> Non
 
 @pytest.mark.parametrize(
     ("select", "served"),
-    [(SELECT_SYN, True), ("ip saddr 10.244.1.10 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept", False)],
+    [
+        (SELECT_SYN, True),
+        ("ip saddr 10.244.1.10 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x1000 accept", False),
+    ],
 )
 def test_a_rule_on_the_source_alone_breaks_pods_as_servers(bare: Topology, select: str, served: bool) -> None:
     """Fact 6: it takes their SYN-ACKs."""
@@ -204,7 +212,9 @@ def test_connections_to_the_node_itself_are_not_taken(world: World) -> None:
     for address in world.node.addresses:
         assert ask(world.a, address, PORT).startswith("node ")
     assert stand_in.taken == []
-    world.group(type(OPEN)((), (rule("gateway", "10.244.1.1/32", allow=True), BLOCK_REST), closed=False, reject_quic=False))
+    world.group(
+        type(OPEN)((), (rule("gateway", "10.244.1.1/32", allow=True), BLOCK_REST), closed=False, reject_quic=False)
+    )
     assert ask(world.a, "10.244.1.1", PORT).startswith("node ")
     for address in ("192.0.2.1", "fd00:244:1::1"):
         with pytest.raises(ConnectionRefusedError):
@@ -222,7 +232,9 @@ def test_without_identity_nat_every_connection_to_a_service_breaks(world: World)
 
 
 @pytest.mark.parametrize("destination", ["192.0.2.10", "10.244.1.11"])
-def test_src_valid_mark_makes_martians_of_taken_packets_unless_ip_rules_allow_for_it(world: World, destination: str) -> None:
+def test_src_valid_mark_makes_martians_of_taken_packets_unless_ip_rules_allow_for_it(
+    world: World, destination: str
+) -> None:
     """Fact 8: the reverse lookup bears the packet's mark. Where both ends are pods, scoping a rule by source is not enough."""
     world.stand_in()
     world.node.set_sysctls({"net.ipv4.conf.all.src_valid_mark": "1"})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import selectors
 import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -72,7 +75,7 @@ def test_ten_thousand_rules_and_a_hundred_thousand_pods_load(world: World, capsy
     times.append(time.monotonic())
     assert world.count("r77") == 0
     times.append(time.monotonic())
-    rendered, applied, churned, read = (after - before for before, after in zip(times, times[1:], strict=False))
+    rendered, applied, churned, read = (after - before for before, after in pairwise(times))
     with capsys.disabled():
         print(
             f"\n20,000 rules, 100,000 pods: rendered in {rendered:.2f} s ({len(text) >> 20} MiB), rendered and loaded in {applied:.2f} s, "
@@ -95,7 +98,7 @@ def test_pods_come_and_go_as_elements(world: World) -> None:
     both = dict.fromkeys([*world.state.members, *world.state.direct], 0)
     states = [
         KernelState(SETTINGS, (OPEN, OPEN), both),
-        KernelState(SETTINGS, (OPEN, OPEN), {a: 1 for a in both}),
+        KernelState(SETTINGS, (OPEN, OPEN), dict.fromkeys(both, 1)),
         KernelState(SETTINGS, (OPEN, OPEN), {}, frozenset(both)),
         KernelState(SETTINGS, (OPEN, OPEN), {}),
         KernelState(SETTINGS, (OPEN, OPEN), dict.fromkeys(world.state.members, 1), world.state.direct),
@@ -145,7 +148,13 @@ def test_each_rule_and_route_that_is_deleted_is_missed_and_put_back(world: World
     """Fact 12: rules and routes are state of their own."""
     for family in ("-4", "-6"):
         before = world.node.run(["ip", family, "rule"]).stdout
-        for deletion in ("rule del pref 100", "rule del pref 101", "rule del pref 101", "rule del pref 102", "route del local default table 15001"):
+        for deletion in (
+            "rule del pref 100",
+            "rule del pref 101",
+            "rule del pref 101",
+            "rule del pref 102",
+            "route del local default table 15001",
+        ):
             world.node.run(["ip", family, *deletion.split()])
         assert len(routing_missing(world)) == 5
         world.node.call(routing.install, SETTINGS)
@@ -265,7 +274,7 @@ class watch:  # noqa: N801 - reads as a verb in `with`
         assert self._child.stdout is not None
         self._child.stdout.close()
 
-    def sees(self, text: str, action, timeout_s: float = 5.0) -> bool:  # type: ignore[no-untyped-def]
+    def sees(self, text: str, action: Callable[[], object], timeout_s: float = 5.0) -> bool:
         """Whether text is printed after action, which is repeated until it is: the monitor may not have begun."""
         stream = self._child.stdout
         assert stream is not None
@@ -275,7 +284,7 @@ class watch:  # noqa: N801 - reads as a verb in `with`
             action()
             while time.monotonic() < deadline:
                 if selector.select(0.3):
-                    self._said += stream.read1(65536)  # type: ignore[union-attr]
+                    self._said += os.read(stream.fileno(), 65536)
                     if text.encode() in self._said:
                         return True
                 else:

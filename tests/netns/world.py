@@ -38,7 +38,11 @@ def packed(*addresses: str) -> list[bytes]:
 
 
 def rule(
-    name: str | None, *networks: str, ports: tuple[PortRange, ...] | None = None, allow: bool = False, response: Response = Response.RESET
+    name: str | None,
+    *networks: str,
+    ports: tuple[PortRange, ...] | None = None,
+    allow: bool = False,
+    response: Response = Response.RESET,
 ) -> AddressRule:
     """A rule of the policy test/p for networks (none: any); without a name, the default action."""
     key = RuleKey("TransparentPolicy", "test", "p", name) if name else None
@@ -64,11 +68,17 @@ class World:
         self.node = self.topology.node
         self.a, self.b = self.topology.add_pod("a"), self.topology.add_pod("b")
         self.web, self.mail = self.topology.add_server("web"), self.topology.add_server("mail")
-        self.peers = {n.name: self._stack.enter_context(Peer(n, PORT)) for n in (self.node, self.a, self.b, self.web, self.mail)}
+        self.peers = {
+            n.name: self._stack.enter_context(Peer(n, PORT)) for n in (self.node, self.a, self.b, self.web, self.mail)
+        }
         self.node.nft(_CLUSTER)
         self.kernel = Kernel(SETTINGS)
         self.state = KernelState(
-            SETTINGS, (OPEN,), dict.fromkeys(packed(*self.a.addresses), 0), frozenset(packed(*self.b.addresses)), strangers=None
+            SETTINGS,
+            (OPEN,),
+            dict.fromkeys(packed(*self.a.addresses), 0),
+            frozenset(packed(*self.b.addresses)),
+            strangers=None,
         )
         self.node.call(routing.install, SETTINGS)
         self.apply(self.state)
@@ -76,7 +86,9 @@ class World:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def apply(self, state: KernelState) -> None:
@@ -98,7 +110,9 @@ class World:
     def count(self, name: str | None, group: int = 0) -> int:
         """Packets that rule (or the default action) decided."""
         counted = self.node.call(self.kernel.counters)
-        return sum(c[0] for key, c in counted.items() if key.group == group and (key.rule.rule if key.rule else None) == name)
+        return sum(
+            c[0] for key, c in counted.items() if key.group == group and (key.rule.rule if key.rule else None) == name
+        )
 
     def tap(self, server: str, match: str = "") -> Callable[[], int]:
         """A reader of how many packets from pods' or the node's addresses that match reached server: the proxy has no word in it."""
@@ -128,7 +142,9 @@ def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool
 
 def _map(version: int) -> str:
     return ", ".join(
-        f"{service} : {backend} . {port}" for service, (backend, port) in SERVICES.items() if (":" in service) == (version == 6)
+        f"{service} : {backend} . {port}"
+        for service, (backend, port) in SERVICES.items()
+        if (":" in service) == (version == 6)
     )
 
 

@@ -2,6 +2,7 @@
 
 `enter()` moves the calling process there. `python -m pellucid_cli.lab.sandbox COMMAND…` runs COMMAND there.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -47,15 +48,19 @@ def enter() -> None:
     if inside():
         return
     if len(os.listdir("/proc/self/task")) > 1:
-        raise SandboxError("sandbox: the process has several threads; call enter() before it starts any, or use "
-                           "`python -m pellucid_cli.lab.sandbox COMMAND`")
+        raise SandboxError(
+            "sandbox: the process has several threads; call enter() before it starts any, or use "
+            "`python -m pellucid_cli.lab.sandbox COMMAND`"
+        )
     _unshare()
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", "/run", "tmpfs", 0)
     token = secrets.token_hex(16)
     _TOKEN.write_text(token)
     os.environ[MARKER] = token
-    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"  # an ordinary user lacks ip and nft
+    os.environ["PATH"] = (
+        os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    )  # an ordinary user lacks ip and nft
     _raise_loopback()
 
 
@@ -96,8 +101,10 @@ def _number(path: str) -> int | None:
 
 def _mount(source: str, target: str, kind: str | None, flags: int) -> None:
     if _libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), None) != 0:
-        raise SandboxError(f"sandbox: mount on {target} is refused ({os.strerror(ctypes.get_errno())}); run as root, "
-                           "and in a container permit mount in its AppArmor and seccomp profiles")
+        raise SandboxError(
+            f"sandbox: mount on {target} is refused ({os.strerror(ctypes.get_errno())}); run as root, "
+            "and in a container permit mount in its AppArmor and seccomp profiles"
+        )
 
 
 def _raise_loopback() -> None:

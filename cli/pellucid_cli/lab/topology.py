@@ -7,6 +7,7 @@
 Every pod and server has its addresses as /32 or /128 and the node as its gateway, so everything crosses the node's IP layer, as with
 Calico or the ptp plugin. With bridge=True pods share the bridge cni0 instead, as with flannel.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -77,22 +78,40 @@ class Namespace:
         """Its first IPv6 address. Raises StopIteration where there is none."""
         return next(a for a in self.addresses if ":" in a)
 
-    def run(self, command: Sequence[str], *, stdin: str = "", check: bool = True, timeout_s: float = 30.0,
-            env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: str = "",
+        check: bool = True,
+        timeout_s: float = 30.0,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         """Run command in here to its end. Raises RuntimeError with its error output if check and it fails,
         subprocess.TimeoutExpired if it hangs."""
-        done = subprocess.run(self._inside(command), input=stdin, capture_output=True, text=True, timeout=timeout_s,
-                              env=env, check=False)
+        done = subprocess.run(
+            self._inside(command), input=stdin, capture_output=True, text=True, timeout=timeout_s, env=env, check=False
+        )
         if check and done.returncode != 0:
-            raise RuntimeError(f"{self.name}: {' '.join(command)}: status {done.returncode}: "
-                               f"{done.stderr.strip()[-2000:]}")
+            raise RuntimeError(
+                f"{self.name}: {' '.join(command)}: status {done.returncode}: {done.stderr.strip()[-2000:]}"
+            )
         return done
 
-    def popen(self, command: Sequence[str], *, stdin: Stream = subprocess.DEVNULL, stdout: Stream = None,
-              stderr: Stream = None, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    def popen(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> subprocess.Popen[bytes]:
         """Start command in here; its process id is the command's own. The topology kills it when it closes."""
-        child = subprocess.Popen(self._inside(command), stdin=stdin, stdout=stdout, stderr=stderr, env=env,
-                                 pass_fds=tuple(pass_fds))
+        child = subprocess.Popen(
+            self._inside(command), stdin=stdin, stdout=stdout, stderr=stderr, env=env, pass_fds=tuple(pass_fds)
+        )
         self._children.append(child)
         return child
 
@@ -103,6 +122,7 @@ class Namespace:
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The value of function, called by a thread in here: sockets and child processes it makes belong to this namespace.
         Raises what it raises."""
+
         def inside() -> R:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -116,7 +136,9 @@ class Namespace:
         with ThreadPoolExecutor(1, f"in {self.name}") as threads:  # a new one each time: it never comes back from setns
             return threads.submit(inside).result()
 
-    def open_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+    def open_socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
+    ) -> socket.socket:
         """A socket of this namespace, for use anywhere in the process. The caller closes it."""
         return self.call(socket.socket, family, kind, protocol)
 
@@ -153,9 +175,11 @@ class Namespace:
 
     def set_sysctls(self, values: Mapping[str, str]) -> None:
         """Set sysctls of this namespace by their dotted names. Raises OSError."""
+
         def write() -> None:
             for name, value in values.items():
                 Path("/proc/sys", *name.split(".")).write_text(value)
+
         self.call(write)
 
     def nft(self, text: str) -> None:
@@ -194,11 +218,18 @@ class Topology:
     def __enter__(self) -> Self:
         self._create(self.node)
         if self._bridge:
-            self._ip(self.node, ["link add cni0 type bridge forward_delay 0",
-                                 *self._gateway("cni0", "10.244.1.1/24", "fd00:244:1::1/64")])
+            self._ip(
+                self.node,
+                [
+                    "link add cni0 type bridge forward_delay 0",
+                    *self._gateway("cni0", "10.244.1.1/24", "fd00:244:1::1/64"),
+                ],
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -221,8 +252,13 @@ class Topology:
         self._create(pod)
         self.pods[name] = pod
         if self._bridge:
-            self._ip(self.node, [f"link add {pod.interface} type veth peer name eth0 netns {name}",
-                                 f"link set {pod.interface} master cni0 up"])
+            self._ip(
+                self.node,
+                [
+                    f"link add {pod.interface} type veth peer name eth0 netns {name}",
+                    f"link set {pod.interface} master cni0 up",
+                ],
+            )
             self._ip(pod, self._guest(pod, POD_GATEWAYS, prefixes=(24, 64)))
         else:
             self._attach(pod, POD_GATEWAYS)
@@ -238,8 +274,13 @@ class Topology:
         self._attach(server, SERVER_GATEWAYS)
         if number == 10:  # the first one is where the node sends what it knows no route for; it does not forward it
             first_of_family = {":" in address: address for address in reversed(own)}
-            self._ip(self.node, [f"route add default via {address} dev {server.interface} onlink"
-                                 for address in first_of_family.values()])
+            self._ip(
+                self.node,
+                [
+                    f"route add default via {address} dev {server.interface} onlink"
+                    for address in first_of_family.values()
+                ],
+            )
         return server
 
     def remove_pod(self, name: str) -> None:
@@ -261,11 +302,17 @@ class Topology:
 
     def _attach(self, guest: Namespace, gateways: tuple[str, str]) -> None:
         """Join guest to the node by a veth pair of its own."""
-        self._ip(self.node, [
-            f"link add {guest.interface} type veth peer name eth0 netns {guest.name}",
-            *self._gateway(guest.interface, f"{gateways[0]}/32", f"{gateways[1]}/128"),
-            *(f"route add {address} dev {guest.interface} src {_gateway_of(address, gateways)}" for address in guest.addresses),
-        ])
+        self._ip(
+            self.node,
+            [
+                f"link add {guest.interface} type veth peer name eth0 netns {guest.name}",
+                *self._gateway(guest.interface, f"{gateways[0]}/32", f"{gateways[1]}/128"),
+                *(
+                    f"route add {address} dev {guest.interface} src {_gateway_of(address, gateways)}"
+                    for address in guest.addresses
+                ),
+            ],
+        )
         self._ip(guest, self._guest(guest, gateways, prefixes=(32, 128)))
 
     def _gateway(self, interface: str, ipv4: str, ipv6: str) -> list[str]:
@@ -290,7 +337,13 @@ def _gateway_of(address: str, gateways: tuple[str, str]) -> str:
 
 
 def _batch(options: list[str], lines: list[str]) -> None:
-    done = subprocess.run(["ip", *options, "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True, text=True,
-                          timeout=30, check=False)
+    done = subprocess.run(
+        ["ip", *options, "-batch", "-"],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     if done.returncode != 0 and "-force" not in options:
         raise RuntimeError(f"ip {' '.join(options)}: {done.stderr.strip()}; in: {'; '.join(lines)}")

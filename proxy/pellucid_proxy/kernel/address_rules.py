@@ -3,6 +3,7 @@
 Rules in a row with the same ports become one lookup: their networks are cut into disjoint ranges, each of which knows the first
 rule that holds it. So ten thousand CIDRs cost a packet a few binary searches, and every rule still has its own counter.
 """
+
 from __future__ import annotations
 
 import functools
@@ -98,7 +99,9 @@ def _single(named: NamedRule) -> list[str]:
     for version, field in _FAMILIES:
         own = ranges(version, networks)
         if own:
-            lines += _decide(f"{field} {{ {', '.join(own)} }} ", f'counter name "{named.counter}"', named.rule, named.rule.ports)
+            lines += _decide(
+                f"{field} {{ {', '.join(own)} }} ", f'counter name "{named.counter}"', named.rule, named.rule.ports
+            )
     return lines
 
 
@@ -107,13 +110,19 @@ def _lookups(block: Block) -> list[str]:
     by_position = {named.position: named for named in block.rules}
     for version, field in _FAMILIES:
         elements: dict[tuple[bool, Response], list[str]] = {}
-        spans = ((first, last, named.position) for named in block.rules for first, last in _spans(version, named.rule.networks or ()))
+        spans = (
+            (first, last, named.position)
+            for named in block.rules
+            for first, last in _spans(version, named.rule.networks or ())
+        )
         for first, last, position in first_match(spans):
             named = by_position[position]
             outcome = (named.rule.allow, named.rule.response)
             elements.setdefault(outcome, []).append(f'{_text(version, first, last)} : "{named.counter}"')
         for (allow, response), own in elements.items():
-            example = next(named.rule for named in block.rules if (named.rule.allow, named.rule.response) == (allow, response))
+            example = next(
+                named.rule for named in block.rules if (named.rule.allow, named.rule.response) == (allow, response)
+            )
             lines += _decide("", f"counter name {field} map {{ {', '.join(own)} }}", example, block.ports)
     return lines
 
@@ -132,8 +141,10 @@ def _outcomes(rule: AddressRule, ports: tuple[PortRange, ...] | None) -> list[tu
         if protocol == TCP:
             found.append((match, "reject with tcp reset"))
         elif protocol is None:
-            found += [("meta l4proto tcp ", "reject with tcp reset"),
-                      ("meta l4proto != tcp ", "reject with icmpx type admin-prohibited")]
+            found += [
+                ("meta l4proto tcp ", "reject with tcp reset"),
+                ("meta l4proto != tcp ", "reject with icmpx type admin-prohibited"),
+            ]
         else:
             found.append((match, "reject with icmpx type admin-prohibited"))
     return found
@@ -166,7 +177,9 @@ def _disjoint(one: tuple[PortRange, ...] | None, other: tuple[PortRange, ...] | 
 
 def ranges(version: int, networks: Iterable[str]) -> list[str]:
     """The addresses of networks (CIDRs of both families) that are of version, as disjoint nft set elements."""
-    return [_text(version, first, last) for first, last, _ in first_match((a, b, 0) for a, b in _spans(version, networks))]
+    return [
+        _text(version, first, last) for first, last, _ in first_match((a, b, 0) for a, b in _spans(version, networks))
+    ]
 
 
 def _spans(version: int, networks: Iterable[str]) -> Iterator[tuple[int, int]]:

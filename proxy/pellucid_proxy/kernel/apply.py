@@ -1,4 +1,5 @@
 """The table in the kernel: loaded, changed, read and removed by nft(8), always in one transaction, and no other table touched."""
+
 from __future__ import annotations
 
 import json
@@ -20,11 +21,15 @@ class KernelError(RuntimeError):
 def nft(*arguments: str, text: str = "") -> str:
     """The output of nft with arguments, text on its standard input; or KernelError with its own words and the cure."""
     try:
-        done = subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            ["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
     except FileNotFoundError as err:
         raise KernelError("nft: the command is missing; install the package nftables (1.0 or later)") from err
     except subprocess.TimeoutExpired as err:
-        raise KernelError(f"nft: no answer in {_TIMEOUT_S:.0f} s; look for a process that holds nftables (`fuser`, `ps`)") from err
+        raise KernelError(
+            f"nft: no answer in {_TIMEOUT_S:.0f} s; look for a process that holds nftables (`fuser`, `ps`)"
+        ) from err
     if done.returncode != 0:
         raise KernelError(f"nft: {_first_error(done.stderr)}; {_cure(done.stderr)}")
     return done.stdout
@@ -49,7 +54,9 @@ def _cure(said: str) -> str:
     if "syntax error" in said:
         return "this nft does not know our syntax: 1.0 or later is needed, 1.0.6 is known to work"
     if "Could not process rule" in said:
-        return "the kernel lacks a feature: it needs nftables with tproxy, socket, fib, ct and nat (Linux 5.10 or later)"
+        return (
+            "the kernel lacks a feature: it needs nftables with tproxy, socket, fib, ct and nat (Linux 5.10 or later)"
+        )
     return "run `pellucid preflight`"
 
 
@@ -68,7 +75,9 @@ class Kernel:
     def apply(self, state: KernelState) -> None:
         """The kernel holds state, wholly or (KernelError) not at all; live connections are left alone."""
         if state.settings.table != self._settings.table:
-            raise ValueError(f"settings.table: {state.settings.table!r} is not the table {self._settings.table!r} of this Kernel")
+            raise ValueError(
+                f"settings.table: {state.settings.table!r} is not the table {self._settings.table!r} of this Kernel"
+            )
         text = ruleset(state) if self._state is None else change(self._state, state)
         if not text:
             return
@@ -99,7 +108,7 @@ class Kernel:
     def events(self) -> dict[str, Count]:
         """(packets, bytes) of ruleset.EVENTS since this Kernel was made. Never goes backwards. Raises KernelError."""
         self._collect()
-        return {name: (0, 0) for name in EVENTS} | self._events.sums()
+        return dict.fromkeys(EVENTS, (0, 0)) | self._events.sums()
 
     def _replaces(self, text: str) -> bool:
         return text.startswith(removal(self._settings))

@@ -59,13 +59,21 @@ def preflight(settings: NodeSettings) -> list[Finding]:
 
 def _settings(settings: NodeSettings) -> Iterator[Finding]:
     if not settings.scope:
-        yield Finding(Severity.ERROR, "settings.scope: no addresses are in scope", "name the CIDRs of the pods, as in --scope 10.244.0.0/16")
+        yield Finding(
+            Severity.ERROR,
+            "settings.scope: no addresses are in scope",
+            "name the CIDRs of the pods, as in --scope 10.244.0.0/16",
+        )
     for field in ("scope", "exclude", "allow_dial"):
         for index, cidr in enumerate(getattr(settings, field)):
             try:
                 ipaddress.ip_network(cidr)
             except ValueError as err:
-                yield Finding(Severity.ERROR, f"settings.{field}[{index}]: {err}", "write it as ADDRESS/BITS without bits after the prefix")
+                yield Finding(
+                    Severity.ERROR,
+                    f"settings.{field}[{index}]: {err}",
+                    "write it as ADDRESS/BITS without bits after the prefix",
+                )
     marks = settings.marks
     values = (marks.intercept, marks.reply, marks.egress)
     if len({0, *values}) != 4 or any(value & ~marks.mask for value in values) or not 0 < marks.mask <= 0xFFFFFFFF:
@@ -76,7 +84,7 @@ def _settings(settings: NodeSettings) -> Iterator[Finding]:
         )
 
 
-def _rights(settings: NodeSettings) -> Iterator[Finding]:
+def _rights(_: NodeSettings) -> Iterator[Finding]:
     held = _effective_capabilities()
     for name, bit in _CAPABILITIES.items():
         if not held >> bit & 1:
@@ -92,7 +100,7 @@ def _effective_capabilities() -> int:
     return int(said[1], 16) if said else 0
 
 
-def _nft(settings: NodeSettings) -> Iterator[Finding]:
+def _nft(_: NodeSettings) -> Iterator[Finding]:
     try:
         said = nft("--version")
     except KernelError as err:
@@ -108,7 +116,9 @@ def _features(settings: NodeSettings) -> Iterator[Finding]:
     if any(_settings(settings)) or any(_rights(settings)) or any(_nft(settings)):
         return
     default = AddressRule(None, "DefaultAction", ("0.0.0.0/0", "::/0"), None, False)
-    group = KernelGroup((default, default), (default, msgspec.structs.replace(default, networks=None)), closed=True, reject_quic=True)
+    group = KernelGroup(
+        (default, default), (default, msgspec.structs.replace(default, networks=None)), closed=True, reject_quic=True
+    )
     try:
         nft("-c", "-f", "-", text=ruleset(KernelState(settings, (group,), strangers=0)))
     except (KernelError, ValueError) as err:
@@ -117,7 +127,8 @@ def _features(settings: NodeSettings) -> Iterator[Finding]:
             yield Finding(
                 Severity.ERROR,
                 f"the kernel's nftables lack: {', '.join(lacking)}",
-                "load the modules nft_tproxy, nft_socket, nft_fib_inet, nft_ct and nft_reject_inet, or boot a kernel that has them (Linux 5.10 or later)",
+                "load the modules nft_tproxy, nft_socket, nft_fib_inet, nft_ct and nft_reject_inet, or boot a kernel that has them "
+                "(Linux 5.10 or later)",
             )
         else:
             yield _error(err)
@@ -125,7 +136,12 @@ def _features(settings: NodeSettings) -> Iterator[Finding]:
 
 def _known(rule: str) -> bool:
     try:
-        nft("-c", "-f", "-", text=f"table inet pellucid_probe {{ chain c {{ type filter hook prerouting priority mangle; {rule}; }}; }}")
+        nft(
+            "-c",
+            "-f",
+            "-",
+            text=f"table inet pellucid_probe {{ chain c {{ type filter hook prerouting priority mangle; {rule}; }}; }}",
+        )
     except KernelError:
         return False
     return True
@@ -154,7 +170,9 @@ def _instance(settings: NodeSettings) -> Iterator[Finding]:
         nft("list", "table", "inet", settings.table)
     except KernelError:
         return  # the usual case: there is none
-    yield Finding(Severity.NOTE, f"the table inet {settings.table} of an earlier run is still there, and will be replaced")
+    yield Finding(
+        Severity.NOTE, f"the table inet {settings.table} of an earlier run is still there, and will be replaced"
+    )
 
 
 def _routes(settings: NodeSettings) -> Iterator[Finding]:
@@ -181,11 +199,15 @@ def _ipv6(settings: NodeSettings) -> Iterator[Finding]:
         )
 
 
-def _sysctls(settings: NodeSettings) -> Iterator[Finding]:
+def _sysctls(_: NodeSettings) -> Iterator[Finding]:
     if _sysctl("net/ipv4/ip_forward") == 0:
-        yield Finding(Severity.WARNING, "net.ipv4.ip_forward is 0: what is not taken cannot leave this node", "set it to 1")
+        yield Finding(
+            Severity.WARNING, "net.ipv4.ip_forward is 0: what is not taken cannot leave this node", "set it to 1"
+        )
     if _sysctl("net/ipv4/conf/all/src_valid_mark") == 1:
-        yield Finding(Severity.NOTE, "net.ipv4.conf.all.src_valid_mark is 1 (a VPN client's): our ip rules allow for it")
+        yield Finding(
+            Severity.NOTE, "net.ipv4.conf.all.src_valid_mark is 1 (a VPN client's): our ip rules allow for it"
+        )
     bridged = [name for name in ("iptables", "ip6tables") if _sysctl(f"net/bridge/bridge-nf-call-{name}") == 1]
     behind = bridges() if bridged else []
     if behind:

@@ -8,6 +8,7 @@
 
 All carry proto kernel: systemd-networkd deletes what it does not know, but not these.
 """
+
 from __future__ import annotations
 
 import errno
@@ -56,8 +57,11 @@ class Rule:
 
 
 def ipv6_available() -> bool:
-    """Whether this network namespace speaks IPv6 at all."""
-    return Path("/proc/sys/net/ipv6").exists()
+    """Whether this network namespace speaks IPv6 at all: the listener's ::1 must be there."""
+    try:
+        return Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text().strip() == "0"
+    except OSError:
+        return False
 
 
 def collisions(settings: NodeSettings) -> list[str]:
@@ -66,9 +70,13 @@ def collisions(settings: NodeSettings) -> list[str]:
     Rules on the whole mark (wg-quick) are none: they compare bits that we keep. Raises KernelError.
     """
     with _netlink() as netlink:
-        return [sentence for family in _families(settings)
-                for rule in _present(netlink, family) if not _ours(rule, settings)
-                for sentence in _collision(rule, settings)]
+        return [
+            sentence
+            for family in _families(settings)
+            for rule in _present(netlink, family)
+            if not _ours(rule, settings)
+            for sentence in _collision(rule, settings)
+        ]
 
 
 def install(settings: NodeSettings) -> None:
@@ -128,8 +136,10 @@ def refuse_ipv6_scope(settings: NodeSettings) -> None:
         return
     for index, cidr in enumerate(settings.scope):
         if ":" in cidr:
-            raise KernelError(f"settings.scope[{index}]: {cidr} is IPv6, which is off here; leave it out, or enable IPv6 "
-                              "(boot without ipv6.disable=1)")
+            raise KernelError(
+                f"settings.scope[{index}]: {cidr} is IPv6, which is off here; leave it out, or enable IPv6 "
+                "(boot without ipv6.disable=1; sysctl net.ipv6.conf.all.disable_ipv6=0)"
+            )
 
 
 def _families(settings: NodeSettings) -> list[int]:
@@ -143,8 +153,12 @@ def _wanted(settings: NodeSettings, family: int) -> Iterator[Rule]:
     pref, marks = settings.rule_pref, settings.marks
     for cidr in _scope(settings, family):
         yield Rule(family, pref, _GOTO, source=cidr, interface="lo", goto=pref + 2)
-        yield Rule(family, pref + 1, _TO_TABLE, source=cidr, mark=marks.intercept, mask=marks.mask, table=settings.route_table)
-        yield Rule(family, pref + 1, _TO_TABLE, target=cidr, mark=marks.reply, mask=marks.mask, table=settings.route_table)
+        yield Rule(
+            family, pref + 1, _TO_TABLE, source=cidr, mark=marks.intercept, mask=marks.mask, table=settings.route_table
+        )
+        yield Rule(
+            family, pref + 1, _TO_TABLE, target=cidr, mark=marks.reply, mask=marks.mask, table=settings.route_table
+        )
     yield Rule(family, pref + 2, _NOP)
 
 
@@ -154,15 +168,24 @@ def _scope(settings: NodeSettings, family: int) -> list[str]:
 
 
 def _route(settings: NodeSettings, family: int) -> dict[str, Any]:
-    return {"family": family, "dst": "default", "type": "local", "oif": 1, "table": settings.route_table, "proto": _KERNEL,
-            "scope": 254 if family == socket.AF_INET else 0}  # oif 1: lo has index 1 in every namespace
+    return {
+        "family": family,
+        "dst": "default",
+        "type": "local",
+        "oif": 1,
+        "table": settings.route_table,
+        "proto": _KERNEL,
+        "scope": 254 if family == socket.AF_INET else 0,
+    }  # oif 1: lo has index 1 in every namespace
 
 
 def _present(netlink: IPRoute, family: int) -> Iterator[Rule]:
     for message in netlink.get_rules(family=family):
         source, target = message.get_attr("FRA_SRC"), message.get_attr("FRA_DST")
         yield Rule(
-            family, message.get_attr("FRA_PRIORITY") or 0, message["action"],
+            family,
+            message.get_attr("FRA_PRIORITY") or 0,
+            message["action"],
             source=f"{source}/{message['src_len']}" if source else "",
             target=f"{target}/{message['dst_len']}" if target else "",
             interface=message.get_attr("FRA_IIFNAME") or "",
@@ -174,8 +197,13 @@ def _present(netlink: IPRoute, family: int) -> Iterator[Rule]:
 
 
 def _attributes(rule: Rule) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"family": rule.family, "priority": rule.pref, "action": rule.action, "FRA_PROTOCOL": _KERNEL,
-                                  "table": rule.table}
+    attributes: dict[str, Any] = {
+        "family": rule.family,
+        "priority": rule.pref,
+        "action": rule.action,
+        "FRA_PROTOCOL": _KERNEL,
+        "table": rule.table,
+    }
     for name, length, cidr in (("FRA_SRC", "src_len", rule.source), ("FRA_DST", "dst_len", rule.target)):
         if cidr:
             address, _, bits = cidr.partition("/")
@@ -194,8 +222,10 @@ def _ours(rule: Rule, settings: NodeSettings) -> bool:
     marks, pref = settings.marks, settings.rule_pref
     return (
         (rule.pref, rule.action, rule.interface, rule.goto) == (pref, _GOTO, "lo", pref + 2)
-        or ((rule.pref, rule.action, rule.table, rule.mask) == (pref + 1, _TO_TABLE, settings.route_table, marks.mask)
-            and rule.mark in (marks.intercept, marks.reply))
+        or (
+            (rule.pref, rule.action, rule.table, rule.mask) == (pref + 1, _TO_TABLE, settings.route_table, marks.mask)
+            and rule.mark in (marks.intercept, marks.reply)
+        )
         or (rule.pref, rule.action) == (pref + 2, _NOP)
     )
 
@@ -221,8 +251,10 @@ def _collision(rule: Rule, settings: NodeSettings) -> Iterator[str]:
     elif (rule.mark, rule.mask) == (settings.marks.egress, settings.marks.mask):
         return  # somebody sends what we dial through a VPN: that is what the mark is for
     elif rule.mask != _WHOLE and rule.mask & settings.marks.mask:
-        yield (f"settings.marks.mask: `{rule}` uses bits {rule.mask & settings.marks.mask:#x} of our mark {settings.marks.mask:#x}; "
-               "choose two bits that nobody uses")
+        yield (
+            f"settings.marks.mask: `{rule}` uses bits {rule.mask & settings.marks.mask:#x} of our mark {settings.marks.mask:#x}; "
+            "choose two bits that nobody uses"
+        )
 
 
 class _netlink:  # noqa: N801 - reads as a verb in `with`
@@ -232,11 +264,15 @@ class _netlink:  # noqa: N801 - reads as a verb in `with`
         try:
             self._netlink = IPRoute()
         except OSError as err:
-            raise KernelError(f"netlink: {err}; the process needs a kernel with CONFIG_NETLINK and permission for AF_NETLINK") from err
+            raise KernelError(
+                f"netlink: {err}; the process needs a kernel with CONFIG_NETLINK and permission for AF_NETLINK"
+            ) from err
         return self._netlink
 
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         self._netlink.close()
         if isinstance(value, NetlinkError):
-            cure = "give the process the capability NET_ADMIN" if value.code == errno.EPERM else "run `pellucid preflight`"
+            cure = (
+                "give the process the capability NET_ADMIN" if value.code == errno.EPERM else "run `pellucid preflight`"
+            )
             raise KernelError(f"netlink: {value.args[-1]}; {cure}") from value

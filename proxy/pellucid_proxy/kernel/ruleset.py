@@ -2,6 +2,7 @@
 
 Only packed addresses, parsed CIDRs, integers and names made here reach the text, never a user's string.
 """
+
 from __future__ import annotations
 
 import re
@@ -72,11 +73,17 @@ def change(old: KernelState, new: KernelState) -> str:
     gone, come = dict(before - after), dict(after - before)
     lines: list[str] = []
     for version in _versions(new.settings):
-        for verb, members, direct in (("delete", gone, old.direct - new.direct), ("add", come, new.direct - old.direct)):
+        for verb, members, direct in (
+            ("delete", gone, old.direct - new.direct),
+            ("add", come, new.direct - old.direct),
+        ):
             # A pod that only changes its group stays in the set of those that may call themselves.
             own = [a for a in members if (a in gone) != (a in come)]
-            for name, elements in (("member", _verdicts(version, members)), ("direct", _addresses(version, direct)),
-                                   ("self", _pairs(version, own))):
+            for name, elements in (
+                ("member", _verdicts(version, members)),
+                ("direct", _addresses(version, direct)),
+                ("self", _pairs(version, own)),
+            ):
                 if elements:
                     lines.append(f"{verb} element {table} {name}{version} {{ {', '.join(elements)} }}")
     return "".join(f"{line}\n" for line in lines)
@@ -106,19 +113,31 @@ def _body(state: KernelState) -> Iterator[str]:
     for number, group in enumerate(state.groups):
         yield from _group(number, group.closed, group.reject_quic, state)
     for version in versions:
-        yield _set(f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map")
+        yield _set(
+            f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map"
+        )
     yield from _chain("judge", None, _judge(state, versions))
     yield from _chain("pods", None, _pods(marks, versions))
-    yield from _chain("prerouting", "type filter hook prerouting priority mangle", [
-        *_divert(marks),
-        "ct direction reply accept",  # pods as servers
-        f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept",  # what we send ourselves never comes back to us
-        *(f"{_IP[v]} saddr @scope{v} goto pods" for v in versions),
-    ])
+    yield from _chain(
+        "prerouting",
+        "type filter hook prerouting priority mangle",
+        [
+            *_divert(marks),
+            "ct direction reply accept",  # pods as servers
+            f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept",  # what we send ourselves never comes back to us
+            *(f"{_IP[v]} saddr @scope{v} goto pods" for v in versions),
+        ],
+    )
     yield from _chain("divert", None, _delivered(marks, versions))
-    yield from _chain("own_dnat", "type nat hook prerouting priority dstnat - 10", (
-        # The first NAT decision binds: kube-proxy's, which comes next, would turn the destination into a backend.
-        f"meta mark & {marks.mask:#x} == {marks.intercept:#x} dnat {_IP[v]} to {_IP[v]} daddr" for v in versions))
+    yield from _chain(
+        "own_dnat",
+        "type nat hook prerouting priority dstnat - 10",
+        (
+            # The first NAT decision binds: kube-proxy's, which comes next, would turn the destination into a backend.
+            f"meta mark & {marks.mask:#x} == {marks.intercept:#x} dnat {_IP[v]} to {_IP[v]} daddr"
+            for v in versions
+        ),
+    )
 
 
 def _divert(marks: Marks) -> list[str]:
@@ -174,16 +193,28 @@ def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> 
     else:
         # An earlier SYN of this connection may have been taken: what follows must not be counted as orphaned.
         unserved = [f"counter name bypassed {_mark('ct', marks, 0)} accept"]
-    yield from _chain(f"lead{number}", None, [
-        *statements(group.leading, [f"lead{number}_{i}" for i in range(len(group.leading))]),
-        "jump deliver",
-        *unserved,  # tproxy without a listener breaks out of its rule
-    ])
-    yield from _chain(f"group{number}", None, [
-        f"meta l4proto tcp fib daddr type != local goto lead{number}",
-        *(["udp dport 443 counter name quic_rejected reject with icmpx type port-unreachable"] if reject_quic else []),
-        *statements(group.nameless, [f"last{number}_{i}" for i in range(len(group.nameless))]),
-    ])
+    yield from _chain(
+        f"lead{number}",
+        None,
+        [
+            *statements(group.leading, [f"lead{number}_{i}" for i in range(len(group.leading))]),
+            "jump deliver",
+            *unserved,  # tproxy without a listener breaks out of its rule
+        ],
+    )
+    yield from _chain(
+        f"group{number}",
+        None,
+        [
+            f"meta l4proto tcp fib daddr type != local goto lead{number}",
+            *(
+                ["udp dport 443 counter name quic_rejected reject with icmpx type port-unreachable"]
+                if reject_quic
+                else []
+            ),
+            *statements(group.nameless, [f"last{number}_{i}" for i in range(len(group.nameless))]),
+        ],
+    )
 
 
 def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
@@ -191,8 +222,10 @@ def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
     marks = settings.marks
     for v in versions:
         listener = f"ip to 127.0.0.1:{settings.listen_port}" if v == 4 else f"ip6 to [::1]:{settings.listen_port}"
-        yield (f"meta nfproto ipv{v} meta l4proto tcp tproxy {listener} {_mark('ct', marks, marks.intercept)} "
-               f"{_mark('meta', marks, marks.intercept)} counter name intercepted accept")
+        yield (
+            f"meta nfproto ipv{v} meta l4proto tcp tproxy {listener} {_mark('ct', marks, marks.intercept)} "
+            f"{_mark('meta', marks, marks.intercept)} counter name intercepted accept"
+        )
 
 
 def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
@@ -201,8 +234,10 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
     for v in versions:
         ip = _IP[v]
         # A server on this node answers the pod's address: the answer belongs to our socket, not to the pod.
-        output.append(f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {ip} daddr @scope{v} "
-                      f"{_mark('meta', marks, marks.reply)}")
+        output.append(
+            f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {ip} daddr @scope{v} "
+            f"{_mark('meta', marks, marks.reply)}"
+        )
         output.append(f"{ours} {ip} saddr @scope{v} {_mark('ct', marks, marks.egress)}")
         # A pod drops packets that bear its own address: a service that leads back to it is called from the node's.
         snat.append(f"{ours} {ip} saddr . {ip} daddr @self{v} masquerade")
@@ -241,7 +276,9 @@ def _addresses(version: int, addresses: Iterable[bytes]) -> list[str]:
 
 
 def _verdicts(version: int, members: Mapping[bytes, int]) -> list[str]:
-    return [f"{address_text(a)} : goto group{group}" for a, group in sorted(members.items()) if len(a) == _SIZES[version]]
+    return [
+        f"{address_text(a)} : goto group{group}" for a, group in sorted(members.items()) if len(a) == _SIZES[version]
+    ]
 
 
 def _pairs(version: int, addresses: Iterable[bytes]) -> list[str]:
@@ -250,5 +287,7 @@ def _pairs(version: int, addresses: Iterable[bytes]) -> list[str]:
 
 def _table(settings: NodeSettings) -> str:
     if not _TABLE_NAME.fullmatch(settings.table):
-        raise ValueError(f"settings.table: {settings.table!r} is no table name; use a-z, 0-9 and _, a letter first, at most 31")
+        raise ValueError(
+            f"settings.table: {settings.table!r} is no table name; use a-z, 0-9 and _, a letter first, at most 31"
+        )
     return settings.table

@@ -1,4 +1,5 @@
 """What the kernel should hold: one value, from which the rule set follows."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -32,7 +33,9 @@ class KernelState:
     drain: bool = False
 
     def __post_init__(self) -> None:
-        wrong = {group for group in (*self.members.values(), self.strangers) if group is not None} - set(range(len(self.groups)))
+        wrong = {group for group in (*self.members.values(), self.strangers) if group is not None} - set(
+            range(len(self.groups))
+        )
         if wrong:
             raise ValueError(f"KernelState: group {min(wrong)} is named but there are {len(self.groups)}")
         both = self.direct & self.members.keys()

@@ -1,4 +1,5 @@
 """Counts added up over every table that was ever read, so that they never go backwards. Pure."""
+
 from __future__ import annotations
 
 from collections.abc import Hashable
