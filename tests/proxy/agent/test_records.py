@@ -20,12 +20,21 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "flow-records.md"
 
 def record() -> dict[str, Any]:
     judge = Judge(NodeSettings(scope=("192.0.2.0/24",)), ())
-    session = Session(judge, b"\xc0\0\2\1", 1234, b"\xc6\x33\x64\1", 443)
-    session.tally = judge.tallies.of(
-        Verdict(Action.ALLOW, Reason.RULE_MATCHED, RuleKey("TransparentPolicy", "default", "web", "ok"))
-    )
+    session = Session(judge, source=b"\xc0\0\2\1", destination=b"\xc6\x33\x64\1", port=443)
+    session.tally = judge.tallies.of(Verdict(Action.ALLOW, Reason.RULE_MATCHED, RuleKey("TransparentPolicy", "default", "web", "ok")))
     session.audited = Verdict(Action.BLOCK, Reason.DEFAULT_ACTION)
-    line: dict[str, Any] = json.loads(flow_line(session, 0, "2026-01-01T00:00:00.000Z", '"node":"n"', 1, 1, 2, 3))
+    text = flow_line(
+        session,
+        source_port=1234,
+        why=0,
+        time_text="2026-01-01T00:00:00.000Z",
+        node_fragment='"node":"n"',
+        duration_ns=1,
+        first_byte_ns=1,
+        up=2,
+        down=3,
+    )
+    line: dict[str, Any] = json.loads(text)
     return line
 
 
