@@ -43,8 +43,9 @@ def _panel(scenario: Scenario, contenders: dict[str, list[Result]]) -> Iterator[
     )
     longest = max((value for results in contenders.values() for value in values(results, figure.key)), default=0) or 1
     better = "more" if figure.higher_is_better else "less"
-    yield f'<text class="title" x="0" y="14">{escape(scenario.name)}: {escape(figure.heading)}</text>'
-    yield f'<text class="unit" x="0" y="30">{escape(scenario.title.split(",")[0])}; {better} is better</text>'
+    heading = f"{scenario.name}: {figure.heading} ({better} is better)"
+    yield f'<text class="title" x="0" y="14">{escape(heading)}</text>'
+    yield f'<text class="unit" x="0" y="30">{escape(scenario.title.split(":")[0])}</text>'
     for i, name in enumerate(order):
         yield from _bar(name, contenders[name], figure, HEAD + i * (BAR_HEIGHT + GAP), BAR_WIDTH / longest)
 
