@@ -19,6 +19,9 @@ __all__ = ["Group", "PolicyKey", "PolicySet", "compile_policies", "decode", "enc
 
 STRANGER_NAMESPACE = "default"
 
+Identity = tuple[str, tuple[tuple[str, str], ...], str]
+"""What selectors see of a pod: namespace, labels, service account."""
+
 
 def compile_policies(objects: Objects, *, default_action: str | None = None) -> PolicySet:
     """Return what a node enforces. The order of objects makes no difference.
@@ -49,12 +52,12 @@ class _Compiler:
         self._labels = namespace_labels(objects.namespaces)
         self._default = default
         self._prepared = [prepare(policy) for policy in self._policies]
+        self._known: dict[Identity, tuple[int, ...]] = {}  # thousands of pods are a few kinds of pods
 
     def compiled(self) -> PolicySet:
         pods = [pod for pod in self._pods if not pod.spec.host_network]
-        chosen = [self._chosen(pod.metadata.namespace, {} if pod.metadata.labels is UNSET else pod.metadata.labels,
-                               pod.spec.service_account_name) for pod in pods]  # fmt: skip
-        stranger = self._chosen(STRANGER_NAMESPACE, {}, "default")
+        chosen = [self._chosen(_identity(pod)) for pod in pods]
+        stranger = self._chosen((STRANGER_NAMESPACE, (), "default"))
         number = {policies: at for at, policies in enumerate(sorted({*chosen, stranger} - {()}))}
         return revised(PolicySet(
             "",
@@ -64,13 +67,17 @@ class _Compiler:
             tuple(sorted(map(_key, self._policies))),
         ))  # fmt: skip
 
-    def _chosen(self, namespace: str, labels: dict[str, str], service_account: str) -> tuple[int, ...]:
+    def _chosen(self, identity: Identity) -> tuple[int, ...]:
         """Return the places of the policies that hold for such a pod, in order."""
-        return tuple(
-            at
-            for at, policy in enumerate(self._policies)
-            if selects(policy, namespace, labels, service_account, self._labels)
-        )
+        known = self._known.get(identity)
+        if known is None:
+            namespace, labels, service_account = identity
+            known = self._known[identity] = tuple(
+                at
+                for at, policy in enumerate(self._policies)
+                if selects(policy, namespace, dict(labels), service_account, self._labels)
+            )
+        return known
 
     def _group(self, chosen: tuple[int, ...]) -> Group:
         every: list[list[Prepared]] = [[] for _ in TIERS]
@@ -90,6 +97,11 @@ class _Compiler:
                 any(_rejects_quic(policy, rules) for policy, rules in policies),
             ),
         )
+
+
+def _identity(pod: Pod) -> Identity:
+    labels = () if pod.metadata.labels is UNSET else tuple(sorted(pod.metadata.labels.items()))
+    return pod.metadata.namespace, labels, pod.spec.service_account_name
 
 
 def _closes(policy: Policy, rules: tuple[Prepared, ...]) -> bool:

@@ -15,7 +15,7 @@ from pellucid_policy.objects import Object, Objects, collect
 
 CIDRS = (
     "0.0.0.0/0", "192.0.0.0/3", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.64/26", "192.0.2.7/32", "192.0.2.6/32",
-    "192.0.2.64/32", "10.0.0.1/32", "192.0.3.0/24", "10.0.0.0/24",
+    "192.0.2.64/32", "10.0.0.1/32", "192.0.3.0/24", "10.0.0.0/24", "203.0.113.0/24", "198.51.100.0/24",
     "198.51.100.0/23", "203.0.113.9/32",
     "::/0", "2001:db8::/32", "2001:db8::/33", "2001:db8:0:1::/64", "2001:db8::42/127", "2001:db8::42/128", "fc00::/7",
 )  # fmt: skip
@@ -62,6 +62,7 @@ BLOCKS = (
     {"response": "Respond", "status": 451, "body": "no"},
     {"response": "Respond"},
 )
+RULES = (1, 2, 2, 3, 3, 4, 4, 5, 5, 20)  # how many of a policy
 CREATED = ("2026-01-01T00:00:00Z", "2026-01-01T01:30:00+02:00", "2026-06-01T00:00:00Z", None)
 
 
@@ -109,7 +110,7 @@ def rule(
 
 def _spec(random: Random, actions: tuple[str, ...]) -> dict[str, Any]:
     spec: dict[str, Any] = {
-        "rules": [rule(random, actions) for _ in range(random.randint(1, 5))],
+        "rules": [rule(random, actions) for _ in range(random.choice(RULES))],
         "priority": random.choice((0, 500, 500, 1000)),
     }
     if random.random() < 0.15:

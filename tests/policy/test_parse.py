@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pellucid_policy import yaml_tree
+from pellucid_policy.compile import compile_policies
+from pellucid_policy.features import unsupported
 from pellucid_policy.objects import Objects, Problem
 from pellucid_policy.parse import parse_files
 
@@ -51,9 +53,11 @@ def test_the_corpus_of_bad_manifests_is_large() -> None:
 
 
 @pytest.mark.parametrize("folder", sorted(p for p in EXAMPLES.iterdir() if p.is_dir()), ids=lambda path: path.name)
-def test_takes_every_example(folder: Path) -> None:
+def test_this_release_takes_every_example(folder: Path) -> None:
     found = parse_files({str(path): path.read_bytes() for path in folder.glob("*.yaml")})
     assert isinstance(found, Objects), [str(each) for each in found]
+    assert unsupported(found) == []
+    assert compile_policies(found).groups
 
 
 def test_a_problem_names_file_line_path_message_cure() -> None:
