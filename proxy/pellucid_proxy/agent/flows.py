@@ -47,6 +47,11 @@ class FlowFile:
             self._queued_bytes += len(lines)
             self._changed.notify()
 
+    def count_lost(self, lines: int) -> None:
+        """So many lines could not be put."""
+        with self._changed:
+            self.dropped += lines
+
     def reopen(self) -> None:
         """Write to the file that bears the name now: the old one was renamed."""
         with self._changed:
@@ -100,8 +105,7 @@ class FlowFile:
             if start is not None and kept != at:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, start + kept)  # no reader shall find half a line
-            with self._changed:
-                self.dropped += lines.count(b"\n", kept)
+            self.count_lost(lines.count(b"\n", kept))
             self._complain(f"cannot be written: {err.strerror}; records are lost until it can")
 
     def _complain(self, what: str) -> None:
@@ -157,7 +161,7 @@ class FlowPipe:
                 self._rest += data
             if len(self._rest) > MAX_LINE_BYTES:  # no record is so long: whatever this is, it is not one
                 self._rest = b""
-                self._file.dropped += 1
+                self._file.count_lost(1)
         return True
 
 

@@ -91,7 +91,12 @@ class Agent:
                 cure = "give an address of this machine and a free port"
                 raise Refusal(f"--metrics: {options.metrics}: {err.strerror or err}; {cure}") from err
             stack.push_async_callback(asyncio.to_thread, server.close)
-        status = await serve_status(options.state, agent._report.status)
+        try:
+            status = await serve_status(options.state, agent._report.status)
+        except OSError as err:
+            raise Refusal(
+                f"--state: no socket can be made in {options.state}: {err.strerror}; give another folder"
+            ) from err
         stack.callback(remove_socket, options.state)
         stack.callback(status.close)
         return agent

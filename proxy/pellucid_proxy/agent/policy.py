@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import msgspec
@@ -15,6 +16,8 @@ from pellucid_policy.parse import parse_files
 
 from .node_settings import Wishes
 from .source_files import SourceFile, UnreadableFolder, read_folder
+
+log = logging.getLogger(__name__)
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -33,11 +36,18 @@ class BadPolicy(Exception):
 
 
 def accept_folder(folder: str) -> Accepted:
-    """What folder holds now. Raises BadPolicy. May take seconds: to be called in a thread."""
+    """What folder holds now. Raises BadPolicy and nothing else. May take seconds: to be called in a thread."""
     try:
         return accept(read_folder(folder))
+    except BadPolicy:
+        raise
     except UnreadableFolder as err:
         raise BadPolicy(err.problems) from err
+    except Exception as err:
+        log.exception("reading %s failed", folder)
+        raise BadPolicy(
+            [f"{folder}: cannot be judged, through a fault of pellucid ({err!r}); please report it"]
+        ) from err
 
 
 def accept(files: tuple[SourceFile, ...]) -> Accepted:
@@ -46,10 +56,7 @@ def accept(files: tuple[SourceFile, ...]) -> Accepted:
     problems = unenforceable(objects) if isinstance(objects, Objects) else objects
     if not isinstance(objects, Objects) or problems:
         raise BadPolicy([str(problem) for problem in problems])
-    try:
-        return Accepted(compile_policies(objects), _wishes(objects))
-    except ValueError as err:  # nothing that parsing and the features leave should come here: refuse all the same
-        raise BadPolicy([str(err)]) from err
+    return Accepted(compile_policies(objects), _wishes(objects))
 
 
 def unenforceable(objects: Objects) -> list[Problem]:

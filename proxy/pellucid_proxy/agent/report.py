@@ -60,10 +60,11 @@ class Report:
         self._apply_seconds.add(seconds)
 
     def healthy(self) -> str:
-        """Why the node does not enforce its folder; "" if it does. From any thread."""
-        if self.phase != ENFORCING:
-            return self.phase
-        return "; ".join(self.problems)
+        """Why the node enforces no policy; "" if it does. From any thread.
+
+        A folder that is refused is no illness: whoever restarts an unhealthy node would turn a mistyped file into an outage.
+        """
+        return "" if self.phase == ENFORCING else self.phase
 
     def scrape(self) -> Iterable[Series]:
         """All series of the node; those of the last time if the loop does not answer. To be called in other threads than the loop's."""

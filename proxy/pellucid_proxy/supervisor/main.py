@@ -117,7 +117,12 @@ class Supervisor:
         if not packet:  # the agent's end is closed: its pidfd tells the rest
             self._selector.unregister(self._channel)
             return
-        match _decoder.decode(packet):
+        try:
+            message = _decoder.decode(packet)
+        except msgspec.MsgspecError as err:
+            log.error("the agent sent what is no message: %s", err)
+            return
+        match message:
             case Configured() as configured:
                 self._on_configured(configured)
             case Ready(revision=revision):

@@ -277,6 +277,25 @@ def test_a_folder_that_goes_away_leaves_the_last_good_policy(play: Play) -> None
     assert play.run(body) == STOPPED
 
 
+def test_a_fault_of_ours_in_judging_a_folder_costs_that_edit_only(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(play: Play) -> None:
+        first = await play.until_ready()
+
+        def broken(files: object) -> None:
+            raise RecursionError("too deep")
+
+        monkeypatch.setattr("pellucid_proxy.agent.policy.parse_files", broken)
+        play.write("worse.example")
+        status = await play.until(lambda status: bool(status.problems))
+        assert (status.revision, "through a fault of pellucid (RecursionError('too deep'))" in status.problems[0]) == (
+            first,
+            True,
+        )
+        await stop(play)
+
+    assert play.run(body) == STOPPED
+
+
 def test_what_cannot_change_live_needs_a_restart_and_the_rest_of_the_edit_waits_too(play: Play) -> None:
     async def body(play: Play) -> None:
         first = await play.until_ready()
@@ -375,13 +394,41 @@ def test_metrics_of_all_processes_come_from_one_endpoint_and_health_from_the_nex
         assert 'pellucid_worker_up{worker="1"} 0.0' in metrics
         assert 'pellucid_kernel_events_total{event="intercepted"} 3.0' in metrics
         assert 'pellucid_build_info{engine="' in metrics
-        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz") == "ok\n"
         (play.policy / "extra.yaml").write_text("kind: [")
         await play.until(lambda status: bool(status.problems))
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz") == "ok\n"
+        assert "pellucid_policy_problems 1.0" in await asyncio.to_thread(get, f"http://127.0.0.1:{port}/metrics")
+        await stop(play)
+
+
+def test_a_node_that_does_not_enforce_yet_is_not_healthy(play: Play) -> None:
+    play.options = msgspec.structs.replace(play.options, metrics="127.0.0.1:0")
+
+    async def body(play: Play) -> None:
+        assert isinstance(await play.receive(), Configured)
+        port = await asyncio.to_thread(listening_port)
         with pytest.raises(urllib.error.HTTPError, match="503") as raised:
             await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz")
+        assert raised.value.read() == b"starting\n"
         raised.value.close()
         await stop(play)
+
+    assert play.run(body) == STOPPED
+    assert play.log == []
+
+
+def test_what_is_not_served_is_not_found(play: Play) -> None:
+    play.options = msgspec.structs.replace(play.options, metrics="127.0.0.1:0")
+
+    async def body(play: Play) -> None:
+        await play.until_ready()
+        port = await asyncio.to_thread(listening_port)
+        with pytest.raises(urllib.error.HTTPError, match="404") as raised:
+            await asyncio.to_thread(get, f"http://127.0.0.1:{port}/")
+        raised.value.close()
+        await stop(play)
+
+    assert play.run(body) == STOPPED
 
     assert play.run(body) == STOPPED
 

@@ -52,7 +52,7 @@ def main() -> int:
         tell(f"agent got {message} and {len(descriptors)} descriptors")
         if isinstance(message, WorkerStarted):
             started += 1
-            if started == WORKERS:
+            if started == WORKERS and behaviour != "unready":
                 channel.send(msgspec.msgpack.encode(Ready("rev-1")))
         elif isinstance(message, ReopenFlows) and behaviour == "dies":
             os.kill(os.getpid(), signal.SIGKILL)

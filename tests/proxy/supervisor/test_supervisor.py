@@ -16,12 +16,14 @@ ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 20.0
 
 DRIVER = """
-import socket, sys
+import os, socket, sys
+from pellucid_proxy.supervisor import main
 from pellucid_proxy.supervisor.main import Parts, run
 from pellucid_proxy.supervisor.options import RunOptions
 def open_listeners(settings):
     listener = socket.create_server(("127.0.0.1", 0))
     return (listener,)
+main.AGENT_GRACE_S = float(os.environ.get("AGENT_GRACE_S", main.AGENT_GRACE_S))
 parts = Parts("tests.proxy.supervisor.fake_agent", "tests.proxy.supervisor.fake_worker", open_listeners)
 sys.exit(run(RunOptions(policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3])), parts))
 """
@@ -122,10 +124,20 @@ def test_first_signal_drains_and_second_ends_at_once(runs: Runs) -> None:
 
 
 def test_a_signal_before_it_enforces_ends_at_once(runs: Runs) -> None:
-    run = runs.start(FAKE_AGENT="hangs")
-    run.until("agent up")
+    run = runs.start(FAKE_AGENT="unready", drain_s=300)
+    run.until_ready()
     run.signal(signal.SIGINT)
     run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False\)")
+    assert run.status() == 0
+
+
+def test_what_does_not_end_in_time_is_killed(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="hangs", AGENT_GRACE_S="0.1")
+    run.until_ready()
+    wait_until_logged(run, "enforcing revision rev-1")
+    run.signal(signal.SIGTERM)
+    assert run.status() == 1
+    assert re.search(r"agent, process \d+, does not end; killing it", run.errors)
 
 
 @pytest.mark.parametrize(("agent", "supervisor"), [(1, 1), (2, 2), (3, 3), (0, 1), (77, 1)])
