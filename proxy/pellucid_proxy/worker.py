@@ -23,97 +23,43 @@ from pellucid_policy.compile import PolicySet
 
 from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetPolicy, Stats, ToWorker
 from .engine import relay
+from .session.desk import Desk
 from .session.judge import Enforced, Judge
-from .session.record import Clock, Counts, flow_line
-from .session.session import Session
 from .worker_config import WorkerConfig, die_with_parent, read_config, read_memfd, sealed_memfd
 
 log = logging.getLogger("pellucid.worker")
 
 FLUSH_S = 0.1
 """How old a flow record gets before it is handed to the agent."""
-FLUSH_BYTES = 65536
 
 
 class Worker:
-    """What the engine calls (session, closed, failed, lagged, tick), and what the agent asks for."""
+    """Joins engine and desk, hands records on, and does what the agent asks for."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        limit = config.settings.flow_buffer_bytes if config.flows >= 0 else 0
         self.judge = Judge(config.settings, config.node_addresses)
-        self.counts = Counts(self.judge.tallies)
-        self.engine = relay.Engine(_epoll().fileno(), True, self, config.settings)
-        self._clock = Clock(time.time_ns() - time.monotonic_ns())
-        self._node = f'"node":{msgspec.json.encode(config.node).decode()}'
-        self._records: list[str] = []
+        self.desk = Desk(self.judge, config.node, limit, self.on_records, self.tick)
+        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings)
         self._pending = b""
-        self._waiting_bytes = 0
         self._drain_until: float | None = None
 
-    # The engine calls these
-
-    def session(self, source: bytes, destination: bytes, port: int) -> Session:
-        self.counts.opened += 1
-        return Session(self.judge, source, destination, port)
-
-    def closed(
-        self,
-        session: Session,
-        source_port: int,
-        why: int,
-        opened: int,
-        connected: int,
-        answered: int,
-        now: int,
-        up: int,
-        down: int,
-    ) -> None:
-        """Times in monotonic nanoseconds, 0 for what never was; up and down in bytes."""
-        self.counts.closed(session, why, opened, connected, answered, now, up, down)
-        session.guard = None  # it refers back to the session
-        if self.config.flows < 0:
-            return
-        if self._waiting_bytes >= self.config.settings.flow_buffer_bytes:
-            self.counts.dropped_records += 1
-            return
-        line = flow_line(
-            session,
-            source_port,
-            why,
-            self._clock.text(opened),
-            self._node,
-            now - opened,
-            answered - opened if answered else 0,
-            up,
-            down,
-        )
-        self._records.append(line)
-        self._waiting_bytes += len(line)
-        if self._waiting_bytes >= FLUSH_BYTES:
+    def on_records(self, full: bool) -> None:
+        """A first record waits, or enough of them (full)."""
+        if full:
             self._flush()
         self.engine.tick_within(FLUSH_S)
 
-    def failed(self) -> None:
-        """Something raised where the engine cannot let it through."""
-        self.counts.failed += 1
-        log.exception("a connection was refused because deciding about it failed")
-
-    def lagged(self, nanoseconds: int) -> None:
-        self.counts.lag.add(nanoseconds * 1e-9)
-
     def tick(self) -> None:
-        self._clock.offset_ns = time.time_ns() - time.monotonic_ns()
+        self.desk.clock.offset_ns = time.time_ns() - time.monotonic_ns()
         self._flush()
         if self._drain_until is not None:
             self._drain()
 
-    # Flow records
-
     def _flush(self) -> None:
         """Hand what is waiting to the agent, as much as its pipe takes."""
-        if self._records:
-            self._pending += "".join(self._records).encode()
-            self._records.clear()
+        self._pending += self.desk.take()
         try:
             while self._pending:
                 self._pending = self._pending[os.write(self.config.flows, self._pending) :]
@@ -121,7 +67,7 @@ class Worker:
             self.engine.tick_within(FLUSH_S)
         except BrokenPipeError:  # the agent is gone; its successor gets a new pipe
             self._pending = b""
-        self._waiting_bytes = len(self._pending)
+        self.desk.unsent = len(self._pending)
 
     # The agent's messages
 
@@ -136,12 +82,11 @@ class Worker:
         self.judge.tallies.forget_objects()
         if first:
             self.engine.listen(self.config.listeners)
-        gc.collect()
-        gc.freeze()  # the policy lives long: no collection need look at it
+        gc.collect()  # the only time: connections leave no cycles behind, and a collection would delay some of them
         return Applied(message.revision)
 
     def stats(self) -> bytes:
-        return msgspec.msgpack.encode(self.counts.series(self.engine.connections, self.engine.quick))
+        return msgspec.msgpack.encode(self.desk.counts.series(self.engine.connections, self.engine.quick))
 
     def start_drain(self, seconds: float) -> None:
         self.engine.refuse_more()
@@ -237,6 +182,7 @@ def main() -> int:
     _raise_file_limit()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # splice has no MSG_NOSIGNAL
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor says what to do
+    gc.disable()
     worker = Worker(config)
     signal.signal(signal.SIGTERM, lambda *_: worker.engine.stop())
     channel = socket.socket(fileno=config.control)

@@ -43,8 +43,6 @@ def address_text(packed: bytes) -> str:
 class Tally:
     """One verdict: its text in a record, and how many connections of it ended in which way."""
 
-    __slots__ = ("action", "closed", "fragment", "reason", "rule")
-
     def __init__(self, verdict: Verdict) -> None:
         self.action = str(verdict.action)
         self.reason = str(verdict.reason)
@@ -92,8 +90,6 @@ class Tallies:
 class Histogram:
     """Counts by upper bound (inclusive), as in metrics.METRICS[name].buckets."""
 
-    __slots__ = ("bounds", "counts", "name", "total")
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.bounds = METRICS[name].buckets
@@ -110,8 +106,6 @@ class Histogram:
 
 class Clock:
     """Wall-clock text for monotonic times, RFC 3339 in UTC with milliseconds. offset_ns: wall minus monotonic."""
-
-    __slots__ = ("_second", "_text", "offset_ns")
 
     def __init__(self, offset_ns: int) -> None:
         self.offset_ns = offset_ns

@@ -46,25 +46,6 @@ class Session:
 
     There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
-    __slots__ = (
-        "audited",
-        "destination",
-        "guard",
-        "handshake",
-        "identity",
-        "judge",
-        "name",
-        "held",
-        "port",
-        "protocol",
-        "redial",
-        "source",
-        "spoof",
-        "tally",
-        "target",
-        "verdict",
-    )
-
     def __init__(self, judge: Judge, source: bytes, destination: bytes, port: int) -> None:
         self.judge = judge
         self.source = source

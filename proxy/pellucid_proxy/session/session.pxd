@@ -1,0 +1,18 @@
+# What Session is when session.py is compiled: an object with C fields. Uncompiled runs do not read this file.
+
+cdef class Session:
+    cdef public object judge, source, destination, port, identity, verdict, audited, tally, name, protocol, held
+    cdef public object target, handshake, guard
+    cdef public bint spoof, redial
+
+    cpdef int opened(self) except -1
+    cpdef int received(self, bytes data) except -1
+    cpdef int silent(self) except -1
+    cpdef int server_spoke(self) except -1
+    cpdef int gave_up(self) except -1
+    cdef int _believe(self, first, bytes data) except -1
+    cdef int _settle(self, name, bint encrypted, bint mismatch) except -1
+    cdef object _verdict(self, name, bint encrypted, bint mismatch)
+    cdef object _aim(self, verdict)
+    cdef bint _depends_on_name(self) except -1
+    cdef int _guard(self, bytes data) except -1
