@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET
 
 from pellucid_policy.compile import PolicySet, compile_policies
-from pellucid_policy.features import INSTALLATION, ONE_NODE, unsupported
-from pellucid_policy.installation import TransparentProxy, TransparentProxySpec
-from pellucid_policy.objects import Objects, Problem
+from pellucid_policy.features import unsupported
+from pellucid_policy.installation import TransparentProxySpec
+from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
 
 from .node_settings import Wishes
@@ -53,35 +52,10 @@ def accept_folder(folder: str) -> Accepted:
 def accept(files: tuple[SourceFile, ...]) -> Accepted:
     """What files hold together. Raises BadPolicy; a file is never left out, nor an object of it."""
     objects = parse_files({file.path: file.content for file in files})
-    problems = unenforceable(objects) if isinstance(objects, Objects) else objects
+    problems = unsupported(objects) if isinstance(objects, Objects) else objects
     if not isinstance(objects, Objects) or problems:
         raise BadPolicy([str(problem) for problem in problems])
     return Accepted(compile_policies(objects), _wishes(objects))
-
-
-def unenforceable(objects: Objects) -> list[Problem]:
-    """A problem for every field that asks for what this release does not do, sorted by file and line."""
-    found = unsupported(objects, ONE_NODE | {INSTALLATION})
-    for proxy in objects.proxies:
-        found += [
-            objects.problem(proxy, path, "is not implemented", "leave the field out") for path in _not_of_a_node(proxy)
-        ]
-    return sorted(found)
-
-
-def _not_of_a_node(proxy: TransparentProxy) -> Iterator[str]:
-    """Paths of what a node without a cluster cannot do."""
-    spec = proxy.spec
-    if spec.unknown_pods is not UNSET:
-        yield "spec.unknownPods"
-    if spec.node_selector is not UNSET:
-        yield "spec.nodeSelector"
-    if spec.images is not UNSET:
-        yield "spec.images"
-    if spec.exclude is not UNSET and spec.exclude.ports:
-        yield "spec.exclude.ports"
-    if spec.limits is not UNSET and spec.limits.connections_per_pod is not UNSET:
-        yield "spec.limits.connectionsPerPod"
 
 
 def _wishes(objects: Objects) -> Wishes:
