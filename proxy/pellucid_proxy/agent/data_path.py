@@ -16,7 +16,7 @@ from ..kernel.instance import claim
 from ..kernel.preflight import Severity, preflight
 from ..kernel.state import KernelState
 from ..settings import NodeSettings
-from ..supervisor.options import REFUSED, Refusal
+from ..supervisor.options import FAILED, REFUSED, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +74,16 @@ class DataPath:
 
 def refuse_unfit(settings: NodeSettings) -> None:
     """This machine can carry settings, and nobody else does; what is worth knowing besides is logged. Raises Refusal with every reason."""
-    try:
-        claim(settings).close()
-    except KernelError as err:
-        raise Refusal(str(err)) from err
-    errors = []
+    errors, only_taken = [], True
     for finding in preflight(settings):
         said = f"{finding.what}; {finding.cure}" if finding.cure else finding.what
         if finding.severity is Severity.ERROR:
             errors.append(said)
+            only_taken = only_taken and finding.taken
         else:
             log.log(logging.WARNING if finding.severity is Severity.WARNING else logging.INFO, "%s", said)
     if errors:
-        raise Refusal("\n".join(errors), REFUSED)
+        raise Refusal("\n".join(errors), FAILED if only_taken else REFUSED)
     if not settings.ipv6 and routing.ipv6_available():
         log.warning(
             "no IPv6 network is in scope: IPv6 traffic of pods passes unseen; add the pods' IPv6 networks if they have any"

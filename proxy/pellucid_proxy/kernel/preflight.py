@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -41,11 +42,14 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know before the start. cure: what to do, "" where nothing needs doing."""
+    """One thing to know before the start. cure: what to do, "" where nothing needs doing.
+
+    taken: this machine could, but somebody else has what is needed now."""
 
     severity: Severity
     what: str
     cure: str = ""
+    taken: bool = False
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.what}" + (f"; {self.cure}" if self.cure else "")
@@ -151,7 +155,7 @@ def _instance(settings: NodeSettings) -> Iterator[Finding]:
     try:
         claim(settings).close()
     except KernelError as err:
-        yield _error(err)
+        yield replace(_error(err), taken=True)
         return
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         if family == socket.AF_INET6 and not (settings.ipv6 and ipv6_available()):
@@ -165,6 +169,7 @@ def _instance(settings: NodeSettings) -> Iterator[Finding]:
                     Severity.ERROR,
                     f"settings.listen_port: {address} port {settings.listen_port} cannot be had ({err.strerror})",
                     f"choose another, or stop what uses it (`ss -tlnp sport = {settings.listen_port}`)",
+                    taken=err.errno == errno.EADDRINUSE,
                 )
     try:
         nft("list", "table", "inet", settings.table)

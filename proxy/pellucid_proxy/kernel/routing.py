@@ -65,7 +65,7 @@ def ipv6_available() -> bool:
 
 
 def collisions(settings: NodeSettings) -> list[str]:
-    """Other people's ip rules that our preferences, table or mark bits would disturb, each as one sentence with its cure.
+    """Other people's ip rules and routes that our preferences, table or mark bits would disturb, each as one sentence with its cure.
 
     Rules on the whole mark (wg-quick) are none: they compare bits that we keep. Raises KernelError.
     """
@@ -76,6 +76,10 @@ def collisions(settings: NodeSettings) -> list[str]:
             for rule in _present(netlink, family)
             if not _ours(rule, settings)
             for sentence in _collision(rule, settings)
+        ] + [
+            f"settings.route_table: table {settings.route_table} already holds a route to {target}; choose another, or remove it"
+            for family in _families(settings)
+            for target in _foreign_routes(netlink, settings, family)
         ]
 
 
@@ -179,6 +183,14 @@ def _route(settings: NodeSettings, family: int) -> dict[str, Any]:
     }  # oif 1: lo has index 1 in every namespace
 
 
+def _foreign_routes(netlink: IPRoute, settings: NodeSettings, family: int) -> Iterator[str]:
+    """Destinations of the routes in our table that are not ours: marked packets would follow them."""
+    for message in netlink.get_routes(family=family, table=settings.route_table):
+        target = message.get_attr("RTA_DST")
+        if message.get_attr("RTA_TABLE") == settings.route_table and (target or message["type"] != _LOCAL):
+            yield f"{target}/{message['dst_len']}" if target else "everywhere"
+
+
 def _present(netlink: IPRoute, family: int) -> Iterator[Rule]:
     for message in netlink.get_rules(family=family):
         source, target = message.get_attr("FRA_SRC"), message.get_attr("FRA_DST")
@@ -272,7 +284,10 @@ class _netlink:  # noqa: N801 - reads as a verb in `with`
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         self._netlink.close()
         if isinstance(value, NetlinkError):
+            denied = value.code == errno.EPERM
             cure = (
-                "give the process the capability NET_ADMIN" if value.code == errno.EPERM else "run `pellucid preflight`"
+                "give the process the capability NET_ADMIN"
+                if denied
+                else "see `ip rule`, `ip route show table all`, `dmesg`"
             )
             raise KernelError(f"netlink: {value.args[-1]}; {cure}") from value

@@ -162,7 +162,9 @@ class Supervisor:
     def _on_worker_end(self, worker: Child) -> None:
         self._workers.remove(worker)
         status = self._reap(worker)
-        if self._status is None:
+        if self._status is None and status == 0 and not self._ready:
+            self._stop(None, Stop(0.0, keep_rules=True))  # the agent ended it, and says by its own end why
+        elif self._status is None:
             log.error(
                 "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), self._what_stays()
             )
@@ -202,8 +204,8 @@ class Supervisor:
             self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(worker))
             self._tell_agent(WorkerStarted(index, has_flows=flows >= 0), to_agent)
 
-    def _stop(self, status: int, stop: Stop) -> None:
-        """Have the agent end; whatever lives after its time is killed. The first status stays."""
+    def _stop(self, status: int | None, stop: Stop) -> None:
+        """Have the agent end; whatever lives after its time is killed. The first status stays; None: the agent's own."""
         if self._status is None:
             self._status = status
         self._kill_at = time.monotonic() + stop.drain_s + AGENT_GRACE_S

@@ -37,7 +37,10 @@ def test_no_packet_of_a_closed_pod_passes_and_open_pods_are_counted(tmp_path: Pa
         instance = stage.run("--workers", "2").__enter__()
         pids = process_ids(instance)
         assert sorted(pids) == ["agent", "supervisor", "worker0", "worker1"]
-        with Load(closed, web.addresses, 80, SITE, parallel=4) as load, Load(closed, stage["other"].addresses, 80, FORBIDDEN) as knocking:
+        with (
+            Load(closed, web.addresses, 80, SITE, parallel=4) as load,
+            Load(closed, stage["other"].addresses, 80, FORBIDDEN) as knocking,
+        ):
             assert eventually(lambda: allowed.accepted >= 200)
             kill(*pids.values()) if first == "all" else kill(pids[first])
             assert eventually(lambda: all(map(gone, pids.values())), 20.0), "it does not end"
