@@ -31,11 +31,19 @@ class Threads:
             self._sockets.append(opened)
         return opened
 
-    def start(self, function: Callable[..., None], *args: object) -> None:
+    def drop(self, *opened: socket.socket) -> None:
+        with self._lock:
+            self._sockets = [each for each in self._sockets if each not in opened]
+        for each in opened:
+            each.close()
+
+    def start(self, function: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=self._quietly, args=(function, *args), daemon=True)
         with self._lock:
+            self._threads = [each for each in self._threads if each.is_alive()]
+            thread.start()
             self._threads.append(thread)
-        thread.start()
+        return thread
 
     def close(self) -> None:
         with self._lock:
@@ -83,10 +91,12 @@ class Peer(Threads):
             self.start(self._echo, connection, peer[0])
 
     def _echo(self, connection: socket.socket, client: str) -> None:
-        connection.sendall(f"{self.name} {client}\n".encode())
-        while data := connection.recv(65536):
-            connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.sendall(f"{self.name} {client}\n".encode())
+            while data := connection.recv(65536):
+                connection.sendall(data)
+        finally:
+            self.drop(connection)
 
 
 class StandIn(Threads):
@@ -116,17 +126,20 @@ class StandIn(Threads):
                 self.start(self._relay, client, peer[0], target[:2])  # threads start in their parent's namespace
 
     def _relay(self, client: socket.socket, source: str, target: tuple[str, int]) -> None:
+        spoofed = source if self.source == "Pod" else None
+        upstream = self.keep(spoofing_socket(client.family, spoofed, self.settings.marks.egress))
         try:
-            upstream = self.keep(
-                spoofing_socket(client.family, source if self.source == "Pod" else None, self.settings.marks.egress)
-            )
             upstream.connect(target)
         except OSError:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.close()
-            raise
-        self.start(_pump, client, upstream)
-        _pump(upstream, client)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as the server's
+            self.drop(client, upstream)
+            return
+        for each in (client, upstream):
+            each.settimeout(None)  # before two threads share it
+        other_way = self.start(_pump, client, upstream)
+        self._quietly(_pump, upstream, client)
+        other_way.join()
+        self.drop(client, upstream)
 
 
 def transparent_listener(node: Namespace, address: str, port: int) -> socket.socket:
@@ -211,7 +224,6 @@ def _set_transparent(opened: socket.socket) -> None:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    source.settimeout(None)
     while data := source.recv(65536):
         sink.sendall(data)
     sink.shutdown(socket.SHUT_WR)

@@ -15,9 +15,9 @@ from pellucid_cli.lab import sandbox
 from pellucid_proxy.kernel.routing import collisions, install
 from pellucid_proxy.session.dial_deny import denied
 
-from .peers import IP_BIND_ADDRESS_NO_PORT, IP_TRANSPARENT, ask, converse, echo, spoofing_socket
+from .peers import IP_BIND_ADDRESS_NO_PORT, IP_TRANSPARENT, ask, converse, echo, spoofing_socket, transparent_listener
 from .test_facts_of_interception import SHORT_S, WEB
-from .world import PORT, SERVICE_PORT, SETTINGS, World
+from .world import PORT, SERVICE_PORT, SETTINGS, World, in_a_user_namespace
 
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
@@ -65,6 +65,25 @@ def test_the_clients_own_port_cannot_be_used_upstream(world: World) -> None:
                 else:
                     with pytest.raises(OSError):  # noqa: PT011
                         opened.connect(("10.96.0.10", SERVICE_PORT))
+
+
+def test_a_shared_port_confuses_neither_side_where_no_nat_is(world: World) -> None:
+    """Fact 16: to an external server both connections work, though conntrack holds them for one: sockets are found by addresses."""
+    with transparent_listener(world.node, "127.0.0.1", SETTINGS.listen_port) as listener:
+        with world.a.connect(*WEB) as client:
+            accepted, (_, port) = listener.accept()
+            upstream = world.node.call(spoofing_socket, socket.AF_INET, None, EGRESS)
+            with accepted, upstream:
+                upstream.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+                upstream.bind((world.a.ipv4, port))
+                upstream.connect(WEB)
+                assert upstream.recv(100) == b"web 10.244.1.10\n"
+                assert echo(upstream)
+                accepted.sendall(b"to the pod")
+                assert client.recv(100) == b"to the pod"
+                client.sendall(b"from the pod")
+                assert accepted.recv(100) == b"from the pod"
+                assert echo(upstream)
 
 
 def test_masquerade_undoes_the_pods_address_unless_identity_snat_came_first(world: World) -> None:
@@ -195,23 +214,18 @@ def test_all_of_it_works_without_root() -> None:
 
 def _without_root() -> str:
     del os.environ[sandbox.MARKER]
-    if not _in_a_user_namespace():
+    if not in_a_user_namespace():
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self belongs to root
     sandbox.enter()
-    assert _in_a_user_namespace()
+    assert in_a_user_namespace()
     with World() as world:
         stand_in = world.stand_in()
         return (
             " ".join(ask(world.a, address, PORT) for address in world.web.addresses) + f", taken {len(stand_in.taken)}"
         )
-
-
-def _in_a_user_namespace() -> bool:
-    with open("/proc/self/uid_map") as maps:
-        return maps.read().split()[2] == "1"  # one user is mapped, not all of them
 
 
 def in_a_fork(function: Callable[[], str]) -> str:

@@ -130,6 +130,12 @@ class World:
         return read
 
 
+def in_a_user_namespace() -> bool:
+    """Whether this process is root only in a namespace that an ordinary user made."""
+    with open("/proc/self/uid_map") as maps:
+        return maps.read().split()[2] == "1"  # one user is mapped, not all of them
+
+
 def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
     """Whether holds becomes true within timeout_s; asked again and again."""
     deadline = time.monotonic() + timeout_s

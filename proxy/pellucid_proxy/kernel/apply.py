@@ -51,13 +51,15 @@ def _first_error(said: str) -> str:
 def _cure(said: str) -> str:
     if "Operation not permitted" in said:
         return "give the process the capability NET_ADMIN"
+    if "Message too long" in said:  # without real root, nft cannot enlarge its socket buffer
+        return "this rule set is more than an ordinary user may send at once: run as root, or raise `sysctl net.core.wmem_max`"
     if "syntax error" in said:
         return "this nft does not know our syntax: 1.0 or later is needed, 1.0.6 is known to work"
     if "Could not process rule" in said:
         return (
             "the kernel lacks a feature: it needs nftables with tproxy, socket, fib, ct and nat (Linux 5.10 or later)"
         )
-    return "run `pellucid preflight`"
+    return "see `nft list tables` and `dmesg`"
 
 
 class Kernel:
