@@ -95,7 +95,10 @@ class Worker:
 
     def _drain(self) -> None:
         assert self._drain_until is not None
-        if self.engine.connections == 0 or time.monotonic() >= self._drain_until:
+        late = time.monotonic() >= self._drain_until
+        if late:
+            self.engine.close_all()  # a reset: the client shall not take what it got for the whole
+        if late or self.engine.connections == 0:
             self._flush()
             self.engine.stop()
         else:

@@ -254,6 +254,12 @@ class Engine:
         self.pause()
         self.accepting = False
 
+    def close_all(self):
+        """Reset every connection, with a record each that says Shutdown."""
+        for handler in list(self.handlers):
+            if isinstance(handler, Client):
+                handler.close(True, SHUTDOWN)
+
     def stop(self):
         """Make run() return after the batch at hand."""
         self.stopping = True
@@ -890,11 +896,8 @@ class Client(Side):
         fd: cython.int
         spoof: cython.bint
         try:
-            target = self.session.target
-            if target is None:
-                destination = kernel.local_name(self.fd)
-            else:
-                destination = kernel.made(target[0], target[1])
+            ip, port = self.session.target or (self.session.destination, self.session.port)
+            destination = kernel.made(ip, port)
             spoof = self.session.spoof
         except Exception:
             return self.close(True, INTERNAL)

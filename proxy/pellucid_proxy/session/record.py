@@ -22,6 +22,8 @@ from .ending import ENDINGS
 if TYPE_CHECKING:
     from .session import Session
 
+BLOCK = Action.BLOCK  # looked up in its enum it costs a microsecond in Python 3.11
+
 
 def source_fragment(address: bytes, namespace: str, pod: str, uid: str, service_account: str) -> str:
     """JSON of a record's source up to the port's value."""
@@ -194,7 +196,7 @@ class Counts:
         if answered:
             self.first_byte.add((answered - opened) * 1e-9)
         audited = session.audited
-        if audited is not None and audited.action is Action.BLOCK:
+        if audited is not None and audited.action is BLOCK:
             key = _names(audited.rule)
             self.audit_denied[key] = self.audit_denied.get(key, 0) + 1
 
@@ -222,7 +224,7 @@ class Counts:
             for why, count in enumerate(tally.closed):
                 if count:
                     closed[tally.action, ENDINGS[why].why] = closed.get((tally.action, ENDINGS[why].why), 0) + count
-            if tally.action == Action.BLOCK and any(tally.closed):
+            if tally.action == BLOCK and any(tally.closed):
                 policy, rule = _names(tally.rule)
                 denied[policy, rule, tally.reason] = denied.get((policy, rule, tally.reason), 0) + sum(tally.closed)
         found += [Series("connections_closed", "counter", labels, count) for labels, count in closed.items()]

@@ -12,7 +12,7 @@ import cython
 import msgspec
 
 from pellucid_proxy.sniff.http_head import TOKEN, request_head
-from pellucid_proxy.sniff.names import NotAName
+from pellucid_proxy.sniff.names import INVALID
 from pellucid_proxy.sniff.tls_hello import MAX_HELLO, client_hello
 
 MAX_FIRST_BYTES = MAX_HELLO + 5
@@ -134,7 +134,7 @@ def _tls(data: bytes):
     name = hello.name
     if isinstance(name, str):
         return Sniffed(TLS, name, hello.encrypted, False, hello.alpn)
-    return Sniffed(TLS, None, hello.encrypted, name is NotAName.INVALID, hello.alpn)
+    return Sniffed(TLS, None, hello.encrypted, name is INVALID, hello.alpn)
 
 
 @cython.cfunc

@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from pellucid_proxy.sniff.names import NotAName, domain
+from pellucid_proxy.sniff.names import ABSENT, INVALID, NotAName, domain
 
 MAX_HEAD = 16384
 """Bytes of the longest request head, its empty line included; nginx, Apache and Node stop at 8 to 32 KiB."""
@@ -105,13 +105,13 @@ def _name(method: bytes, target: bytes, host: bytes | None) -> tuple[str | NotAN
             raise ValueError("an absolute request target without a host")
     said = None if host is None else _authority(host)
     if asked is None:
-        name = NotAName.ABSENT if said is None else domain(said)
-        return name, name is NotAName.INVALID
+        name = ABSENT if said is None else domain(said)
+        return name, name is INVALID
     name = domain(asked)
     if said is None:
-        return name, name is NotAName.INVALID
+        return name, name is INVALID
     same = domain(said) == name if isinstance(name, str) else said.lower() == asked.lower()
-    return name, not same or name is NotAName.INVALID
+    return name, not same or name is INVALID
 
 
 def _authority(value: bytes) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cython
 import msgspec
 
-from pellucid_proxy.sniff.names import NotAName, domain
+from pellucid_proxy.sniff.names import ABSENT, NotAName, domain
 
 MAX_HELLO = 16384
 """Bytes of the longest ClientHello that is read, its handshake header of 4 included."""
@@ -122,7 +122,7 @@ def read_hello(data: bytes, at: cython.Py_ssize_t, end: cython.Py_ssize_t):
     named: cython.bint = False
     negotiates: cython.bint = False
     encrypted: cython.bint = False
-    name = NotAName.ABSENT
+    name = ABSENT
     alpn = ()
 
     at += 35  # version 2, random 32, length of the session id 1

@@ -13,7 +13,7 @@ from pellucid_proxy.engine import relay
 from .harness import DIAL, HOLD, RACE, REFUSE, WAIT, Bench, Script, bench, reset
 
 END, CLIENT_RESET, UPSTREAM_RESET, UPSTREAM_UNREACHABLE = relay.endings[:4]
-CONNECT_TIMEOUT, IDLE_TIMEOUT, REFUSED, UPSTREAM_PROXY = relay.endings[4:8]
+CONNECT_TIMEOUT, IDLE_TIMEOUT, REFUSED, UPSTREAM_PROXY, SHUTDOWN = relay.endings[4:9]
 
 
 def opened(b: Bench) -> tuple[socket.socket, socket.socket]:
@@ -293,6 +293,14 @@ def test_refusing_more_leaves_live_connections_alone() -> None:
         assert b.nothing_arrives()
         client.send(b"still here")
         assert b.read(origin, 10) == b"still here"
+
+
+def test_closing_all_resets_both_sides_and_says_so() -> None:
+    with bench() as b:
+        client, origin = opened(b)
+        b.engine.close_all()
+        assert (b.ends(client), b.ends(origin)) == ("reset", "reset")
+        assert (b.ended[0].why, b.engine.connections) == (SHUTDOWN, 0)
 
 
 class Greeting:
