@@ -68,7 +68,7 @@ def test_ten_thousand_rules_and_a_hundred_thousand_pods_load(world: World, capsy
         ):
             world.apply(large(4 * rules, 4 * pods))
         assert ask(world.a, *WEB).startswith("web ")
-        rules, pods = 200, 400
+        rules, pods = 200, 1000  # pod a among them
     state = large(rules, pods)
     times = [time.monotonic()]
     text = ruleset(state)
