@@ -103,9 +103,9 @@ def _check(files: Mapping[str, bytes]) -> tuple[int, list[Problem]]:
 
 
 def _unsupported(objects: Objects) -> list[Problem]:
-    from pellucid_proxy.agent.policy import unenforceable
+    from pellucid_policy.features import unsupported
 
-    return unenforceable(objects)
+    return unsupported(objects)
 
 
 def _print(files: int, objects: int, problems: list[Problem]) -> None:
