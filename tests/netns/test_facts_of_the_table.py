@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from pellucid_cli.lab.topology import Namespace
@@ -104,7 +105,10 @@ def large(rules: int, pods: int) -> KernelState:
         rule(f"r{i}", f"{203 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/24", allow=i % 2 == 0) for i in range(rules)
     )
     group = KernelGroup(own, (*own, ALLOW_REST), closed=False, reject_quic=False)
-    firsts = [ipaddress.IPv4Address("10.244.0.0"), ipaddress.IPv6Address("fd00:244:1::")]
+    firsts: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = [
+        ipaddress.IPv4Address("10.244.0.0"),
+        ipaddress.IPv6Address("fd00:244:1::"),
+    ]
     return KernelState(SETTINGS, (group,), {(first + i).packed: 0 for first in firsts for i in range(pods // 2)})
 
 
@@ -177,6 +181,26 @@ def test_each_rule_and_route_that_is_deleted_is_missed_and_put_back(world: World
         assert routing_missing(world) == []
         assert sorted(world.node.run(["ip", family, "rule"]).stdout.splitlines()) == sorted(before.splitlines())
     assert world.node.run(["ip", "-d", "rule"]).stdout.count("proto kernel") >= 4
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [("10.244.1.0/24", "10.244.3.0/24"), ("0.0.0.0/0", "::/0"), ("10.244.0.0/16", "10.244.1.0/24", "fd00:244:1::7")],
+)
+def test_routes_are_installed_once_for_any_scope(world: World, scope: tuple[str, ...]) -> None:
+    """Fact 12: installing is repairing, and leaves nothing of an earlier scope."""
+    settings = msgspec.structs.replace(SETTINGS, scope=scope)
+    for _ in range(2):
+        world.node.call(routing.install, settings)
+        assert world.node.call(routing.missing, settings) == []
+        ours = [
+            line
+            for line in world.node.run(["ip", "rule"]).stdout.splitlines()
+            if line.startswith(("100:", "101:", "102:"))
+        ]
+        assert len(ours) == 3 * sum(":" not in cidr for cidr in scope) + 1
+    world.node.call(routing.remove, settings)
+    assert len(world.node.run(["ip", "rule"]).stdout.splitlines()) == 3
 
 
 def test_elements_with_a_timeout_are_a_dead_mans_switch(world: World) -> None:

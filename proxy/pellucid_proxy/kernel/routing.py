@@ -94,11 +94,12 @@ def install(settings: NodeSettings) -> None:
             wanted = list(_wanted(settings, family))
             present = [rule for rule in _present(netlink, family) if _ours(rule, settings)]
             netlink.route("replace", **_route(settings, family))
+            # First: to the kernel a rule from all addresses "exists" when one from some does (fib4_rule_compare).
+            for rule in _surplus(present, wanted):
+                netlink.rule("del", **_attributes(rule))
             for rule in wanted:
                 if rule not in present:
                     netlink.rule("add", **_attributes(rule))
-            for rule in _surplus(present, wanted):
-                netlink.rule("del", **_attributes(rule))
 
 
 def remove(settings: NodeSettings) -> None:
@@ -167,8 +168,10 @@ def _wanted(settings: NodeSettings, family: int) -> Iterator[Rule]:
 
 
 def _scope(settings: NodeSettings, family: int) -> list[str]:
+    """The CIDRs of family as the kernel shows them: "" for every address."""
     networks = (ipaddress.ip_network(cidr) for cidr in settings.scope)
-    return list(dict.fromkeys(str(n) for n in networks if n.version == (6 if family == socket.AF_INET6 else 4)))
+    own = (network for network in networks if network.version == (6 if family == socket.AF_INET6 else 4))
+    return list(dict.fromkeys(str(network) if network.prefixlen else "" for network in own))
 
 
 def _route(settings: NodeSettings, family: int) -> dict[str, Any]:
