@@ -3,6 +3,7 @@
 A message is one packet: msgpack of a tagged struct, at most MAX_MESSAGE bytes. What can be larger (a policy) travels as a sealed
 memfd beside its message (SCM_RIGHTS); the receiver closes it.
 """
+
 from __future__ import annotations
 
 import msgspec

@@ -1,4 +1,5 @@
 """Every port, mark, table, path and limit of a node, once, with its default. ARCHITECTURE.md prints this table."""
+
 from __future__ import annotations
 
 import msgspec
