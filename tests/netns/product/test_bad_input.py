@@ -312,20 +312,6 @@ def test_a_second_instance_is_refused_and_the_first_goes_on(
     figure(f"second instance, same {same}", "refused; the first goes on")
 
 
-BROKEN: dict[str, Callable[[Path], Callable[[], object]]] = {
-    "a syntax error": lambda folder: _rewrite(folder / "policy.yaml", "kind: ["),
-    "an unknown value": lambda folder: _rewrite(folder / "policy.yaml", RULES.replace("Block", "Blok")),
-    "an empty file": lambda folder: _rewrite(folder / "policy.yaml", ""),
-    "half a file": lambda folder: _rewrite(folder / "policy.yaml", RULES[: len(RULES) // 2]),
-    "a file that cannot be read": lambda folder: _added(folder / "dangling.yaml"),
-    "an empty folder": _moved,
-    "no folder": _renamed,
-    "another scope": lambda folder: _rewrite(
-        folder / "installation.yaml", INSTALLATION.replace("10.244.1.0/24", "10.0.0.0/8")
-    ),
-}
-
-
 def _rewrite(path: Path, text: str) -> Callable[[], object]:
     before = path.read_text()
     path.write_text(text)
@@ -355,6 +341,20 @@ def _renamed(folder: Path) -> Callable[[], object]:
     aside = folder.with_name("renamed")
     folder.rename(aside)
     return lambda: aside.rename(folder)
+
+
+BROKEN: dict[str, Callable[[Path], Callable[[], object]]] = {
+    "a syntax error": lambda folder: _rewrite(folder / "policy.yaml", "kind: ["),
+    "an unknown value": lambda folder: _rewrite(folder / "policy.yaml", RULES.replace("Block", "Blok")),
+    "an empty file": lambda folder: _rewrite(folder / "policy.yaml", ""),
+    "half a file": lambda folder: _rewrite(folder / "policy.yaml", RULES[: len(RULES) // 2]),
+    "a file that cannot be read": lambda folder: _added(folder / "dangling.yaml"),
+    "an empty folder": _moved,
+    "no folder": _renamed,
+    "another scope": lambda folder: _rewrite(
+        folder / "installation.yaml", INSTALLATION.replace("10.244.1.0/24", "10.0.0.0/8")
+    ),
+}
 
 
 def test_a_folder_that_goes_bad_while_running_changes_nothing_and_says_why(
