@@ -36,6 +36,9 @@ METRICS: dict[str, Metric] = {
         ("action", "reason"),
         "TCP connections that ended: what was decided of them, and why they ended (session/ending.py).",
     ),
+    "decisions_failed": Metric(
+        "counter", (), "Connections refused because deciding about them failed; the log tells why."
+    ),
     "connections_active": Metric("gauge", (), "TCP connections that workers hold now."),
     "denied": Metric(
         "counter",
@@ -54,7 +57,7 @@ METRICS: dict[str, Metric] = {
     "first_bytes_protocol": Metric(
         "counter",
         ("protocol",),
-        "Connections by what their first bytes were: tls, http1, http2, serverfirst, other, none …",
+        "Connections by what their first bytes were: TLS, HTTP/1, HTTP/2, SSH …, Unknown, ServerFirst, or None.",
     ),
     "events_dropped": Metric(
         "counter",

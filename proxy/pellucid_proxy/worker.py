@@ -52,7 +52,7 @@ class Worker:
         self.engine.tick_within(FLUSH_S)
 
     def tick(self) -> None:
-        self.desk.clock.offset_ns = time.time_ns() - time.monotonic_ns()
+        self.desk.adjust_clock()
         self._flush()
         if self._drain_until is not None:
             self._drain()
@@ -67,7 +67,7 @@ class Worker:
             self.engine.tick_within(FLUSH_S)
         except BrokenPipeError:  # the agent is gone; its successor gets a new pipe
             self._pending = b""
-        self.desk.unsent = len(self._pending)
+        self.desk.left(len(self._pending))
 
     # The agent's messages
 
@@ -86,7 +86,7 @@ class Worker:
         return Applied(message.revision)
 
     def stats(self) -> bytes:
-        return msgspec.msgpack.encode(self.desk.counts.series(self.engine.connections, self.engine.quick))
+        return msgspec.msgpack.encode(self.desk.series(self.engine.connections, self.engine.quick))
 
     def start_drain(self, seconds: float) -> None:
         self.engine.refuse_more()

@@ -13,7 +13,7 @@ from .. import __version__
 from ..control import Series
 from ..engine.relay import compiled
 from ..metrics import METRICS
-from ..session.record import Histogram
+from ..session.desk import Histogram
 from ..settings import NodeSettings
 from ..supervisor.options import RunOptions
 from .data_path import conntrack_series
@@ -57,7 +57,7 @@ class Report:
     def applied(self, seconds: float) -> None:
         """A change was in force so long after it was written."""
         self._last_apply_s = seconds
-        self._apply_seconds.add(seconds)
+        self._apply_seconds.add(round(seconds * 1e9))
 
     def healthy(self) -> str:
         """Why the node enforces no policy; "" if it does. From any thread.

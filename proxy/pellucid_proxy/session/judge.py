@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import msgspec
 
 from pellucid_policy.compile import Group, PolicySet
+from pellucid_policy.decide import decide
+from pellucid_policy.facts import TCP, UNKNOWN, Facts
+from pellucid_policy.verdict import NeedName, Verdict
 
 from ..settings import NodeSettings
 from .dial_deny import denied, networks
@@ -19,12 +22,29 @@ CACHED = 4096
 class Identity(msgspec.Struct, frozen=True):
     """Who an address is, by one revision of the policy. address: packed. group: None if no policy selects it.
 
-    source: the start of a flow record's source object."""
+    source: the start of a flow record's source object. decided: verdicts of the group on facts that were decided before.
+    """
 
     address: bytes
     revision: str
     group: Group | None
     source: str
+    decided: dict[object, Verdict | NeedName]
+
+
+def settled(identity: Identity, group: Group, destination: bytes, port: int, name: str | None) -> Verdict | NeedName:
+    """What the enforced rules of group say of a TCP flow with this name, or of one whose name is not known yet (None).
+
+    Deciding is pure and clients ask for the same again and again, so answers are kept as long as the policy.
+    """
+    key = (destination, port, name)
+    known = identity.decided.get(key)
+    if known is None:
+        known = decide(group.enforced, Facts(destination, port, TCP, UNKNOWN if name is None else name))
+        if len(identity.decided) >= CACHED:
+            identity.decided.clear()
+        identity.decided[key] = known
+    return known
 
 
 class Enforced:
@@ -33,9 +53,10 @@ class Enforced:
     def __init__(self, policy: PolicySet) -> None:
         self.revision = policy.revision
         self._groups = policy.groups
-        self._strangers = policy.groups[policy.strangers] if policy.strangers is not None else None
+        self._strangers = policy.strangers
         self._pods = {address: pod for pod in policy.pods for address in pod.addresses}
         self._known: dict[bytes, Identity] = {}
+        self._decided: dict[int, dict[object, Verdict | NeedName]] = {}
 
     def identity(self, address: bytes) -> Identity:
         """The pod that has address; a stranger is a pod of namespace default without labels."""
@@ -44,12 +65,14 @@ class Enforced:
             return known
         pod = self._pods.get(address)
         if pod is None:
-            group = self._strangers
+            number = self._strangers
             source = source_fragment(address, "default", "", "", "default")
         else:
-            group = None if pod.group is None else self._groups[pod.group]
+            number = pod.group
             source = source_fragment(address, pod.namespace, pod.name, pod.uid, pod.service_account)
-        known = Identity(address, self.revision, group, source)
+        group = None if number is None else self._groups[number]
+        decided = {} if number is None else self._decided.setdefault(number, {})
+        known = Identity(address, self.revision, group, source, decided)
         if len(self._known) >= CACHED:
             self._known.clear()
         self._known[address] = known

@@ -20,6 +20,7 @@ from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
 from ..sniff.first_bytes import HTTP1, Sniffed, give_up, sniff
 from ..sniff.refusal import refusal
 from .http_guard import Refusal, RequestGuard
+from .judge import settled
 from .record import address_text
 from .via import Handshake, handshake
 
@@ -128,10 +129,13 @@ class Session:
         group = identity.group
         if group is None:
             return NOT_SELECTED
-        facts = Facts(self.destination, self.port, TCP, name, encrypted, mismatch)
-        verdict = decide(group.enforced, facts)
+        if encrypted or mismatch or name is ABSENT:
+            verdict = decide(group.enforced, Facts(self.destination, self.port, TCP, name, encrypted, mismatch))
+        else:
+            known = name if isinstance(name, str) else None
+            verdict = settled(identity, group, self.destination, self.port, known)
         if group.audited is not None:
-            audited = decide(group.audited, facts)
+            audited = decide(group.audited, Facts(self.destination, self.port, TCP, name, encrypted, mismatch))
             if audited is NEED_NAME:
                 return None
             self.audited = audited
@@ -174,8 +178,10 @@ class Session:
         return verdict
 
     def _depends_on_name(self) -> bool:
-        group = self.identity.group if self.identity is not None else None
-        return group is not None and decide(group.enforced, Facts(self.destination, self.port)) is NEED_NAME
+        identity = self.identity
+        if identity is None or identity.group is None:
+            return False
+        return settled(identity, identity.group, self.destination, self.port, None) is NEED_NAME
 
     # Plain HTTP: the engine hands over what the client sends, and relays what is passed
 

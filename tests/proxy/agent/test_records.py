@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pellucid_policy.verdict import Action, Reason, RuleKey, Verdict
+from pellucid_proxy.session.desk import Desk
 from pellucid_proxy.session.ending import ENDINGS
 from pellucid_proxy.session.judge import Judge
-from pellucid_proxy.session.record import flow_line
 from pellucid_proxy.session.session import Session
 from pellucid_proxy.settings import NodeSettings
 
@@ -25,18 +25,9 @@ def record() -> dict[str, Any]:
         Verdict(Action.ALLOW, Reason.RULE_MATCHED, RuleKey("TransparentPolicy", "default", "web", "ok"))
     )
     session.audited = Verdict(Action.BLOCK, Reason.DEFAULT_ACTION)
-    text = flow_line(
-        session,
-        source_port=1234,
-        why=0,
-        time_text="2026-01-01T00:00:00.000Z",
-        node_fragment='"node":"n"',
-        duration_ns=1,
-        first_byte_ns=1,
-        up=2,
-        down=3,
-    )
-    line: dict[str, Any] = json.loads(text)
+    desk = Desk(judge, "n", 1 << 20, lambda full: None, lambda: None)
+    desk.closed(session, 1234, 0, 1, 2, 3, 4, 5, 6)
+    line: dict[str, Any] = json.loads(desk.take())
     return line
 
 
