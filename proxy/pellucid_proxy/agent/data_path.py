@@ -10,7 +10,7 @@ from pyroute2 import IPRoute
 from pellucid_policy.verdict import RuleKey
 
 from ..control import Series
-from ..kernel import routing
+from ..kernel import routing, time_wait
 from ..kernel.apply import Kernel, KernelError, nft
 from ..kernel.instance import claim
 from ..kernel.preflight import Severity, preflight
@@ -40,6 +40,8 @@ class DataPath:
             routing.install(self._settings)
             self._routed = True
         self._kernel.apply(state)
+        if state.drain:
+            self._free_ports()
         for group in state.groups:
             for rule in (*group.leading, *group.nameless):
                 self._actions[rule.rule, rule.reason] = "Allow" if rule.allow else "Block"
@@ -49,6 +51,14 @@ class DataPath:
         self._kernel.remove()
         routing.remove(self._settings)
         self._routed = False
+        self._free_ports()
+
+    def _free_ports(self) -> None:
+        """Connections that now pass may use the ports of those that the proxy had."""
+        try:
+            time_wait.forget(self._settings, frozenset(node_addresses()))
+        except OSError as err:
+            log.warning("sockets in TIME_WAIT: %s; new connections with their ports fail for a minute", err)
 
     def present(self) -> bool:
         """Whether a table of ours is there, perhaps of a run that was killed. Raises KernelError."""

@@ -146,7 +146,8 @@ def _divert(marks: Marks) -> list[str]:
         # By connection mark: where the service's address is still that of a backend, no socket can be found by address.
         f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {_mark('meta', marks, marks.reply)} accept",
         # No `socket wildcard 0` here: it does not match request sockets, and the ACK of the handshake would be lost.
-        "meta l4proto tcp socket transparent 1 goto divert",
+        # SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in TIME_WAIT.
+        "tcp flags & (syn|ack) != syn socket transparent 1 goto divert",
     ]
 
 

@@ -48,13 +48,11 @@ spec:
 
 
 def pod_objects(pods: Mapping[str, Sequence[str]]) -> str:
-    """Namespace shop, and pods by name and addresses, each with its name as label app."""
+    """Namespace shop, and pods by name and addresses, each with its name up to the first hyphen as label app."""
     text = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: shop}}\n"
     for name, addresses in pods.items():
         ips = ", ".join(f'{{ip: "{address}"}}' for address in addresses)
-        text += (
-            f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n"
-        )
+        text += f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name.split('-')[0]}}}}}\n"
         text += f"status: {{podIPs: [{ips}]}}\n"
     return text
 
