@@ -62,7 +62,7 @@ def test_no_packet_of_a_closed_pod_passes_and_open_pods_are_counted(tmp_path: Pa
         assert leaked == 0
         assert allowed.accepted - direct == len(ends) and accepted == direct
         assert forbidden.accepted == 0, "blocked connections reached the server"
-        assert set(knocking.ended) <= {"ECONNRESET", "ECONNREFUSED"}
+        assert set(knocking.ended) <= {"ECONNRESET", "ECONNREFUSED", "closed"}  # the last: who holds it is killed
         assert set(load.ended) <= {"ok", "ECONNRESET", "ECONNREFUSED", "closed"}
         assert ends == ["answered"] * len(ends)
         assert counted == len(ends)
