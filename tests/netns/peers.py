@@ -112,6 +112,7 @@ class StandIn(Threads):
         self.settings = settings
         self.taken: list[tuple[str, str, int]] = []
         self._dial = dial
+        self._clients: list[socket.socket] = []
         for address in ("127.0.0.1", "::1"):
             listener = self.keep(transparent_listener(node, address, settings.listen_port))
             self.start(node.call, self._accept, listener)
@@ -120,10 +121,17 @@ class StandIn(Threads):
         while True:
             client, peer = listener.accept()
             self.keep(client)
+            self._clients.append(client)
             target = client.getsockname()
             self.taken.append((peer[0], target[0], target[1]))
             if self._dial:
                 self.start(self._relay, client, peer[0], target[:2])  # threads start in their parent's namespace
+
+    def vanish(self) -> None:
+        """Close every accepted connection at once, with a reset, and nothing else."""
+        for client in self._clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
 
     def _relay(self, client: socket.socket, source: str, target: tuple[str, int]) -> None:
         spoofed = source if self.source == "Pod" else None

@@ -142,13 +142,15 @@ class Namespace:
         """A socket of this namespace, for use anywhere in the process. The caller closes it."""
         return self.call(socket.socket, family, kind, protocol)
 
-    def connect(self, address: str, port: int, *, source: str | None = None, timeout_s: float = 5.0) -> socket.socket:
+    def connect(
+        self, address: str, port: int, *, source: str | None = None, source_port: int = 0, timeout_s: float = 5.0
+    ) -> socket.socket:
         """A TCP connection out of here, with timeout_s on every operation. Raises OSError. The caller closes it."""
         opened = self.open_socket(_family(address))
         try:
             opened.settimeout(timeout_s)
             if source is not None:
-                opened.bind((source, 0))
+                opened.bind((source, source_port))
             opened.connect((address, port))
         except BaseException:
             opened.close()

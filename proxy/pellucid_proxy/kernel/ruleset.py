@@ -21,6 +21,7 @@ _SIZES = {4: 4, 6: 16}
 _SYN = "tcp flags & (syn|ack) == syn"  # with FIN or RST as well: some stacks open a connection on SYN+FIN
 _STRANGER_MEMORY = "10m"
 _MAX_STRANGERS = 65536
+_ZONE = 15001  # of connection tracking; other owners of zones (OVN, Antrea) number theirs from 1 or above 65,000
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_rejected")
@@ -99,6 +100,9 @@ def _body(state: KernelState) -> Iterator[str]:
         yield _set(f"self{version}", f"type {kind} . {kind}", _pairs(version, state.members))
         yield _set(f"stranger{version}", f"type {kind} . {kind}; size {_MAX_STRANGERS}; flags dynamic,timeout", [])
     yield from _egress(marks, versions)
+    yield "counter orphaned { }"
+    # After srcnat (100), which nft names in postrouting only: there the addresses are those of the socket again.
+    yield from _chain("orphans", "type filter hook input priority 110", _orphans(marks))
     if state.drain:
         yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(marks))
         yield from _chain("divert", None, _delivered(marks, versions))
@@ -107,7 +111,7 @@ def _body(state: KernelState) -> Iterator[str]:
         kind = _TYPES[version]
         yield _set(f"exclude{version}", f"type {kind}; flags interval", ranges(version, settings.exclude))
         yield _set(f"direct{version}", f"type {kind}", _addresses(version, state.direct))
-    for name in (*EVENTS, *counter_keys(state)):
+    for name in (*(event for event in EVENTS if event != "orphaned"), *counter_keys(state)):
         yield f"counter {name} {{ }}"
     yield from _chain("deliver", None, _deliver(settings, versions))
     for number, group in enumerate(state.groups):
@@ -117,7 +121,7 @@ def _body(state: KernelState) -> Iterator[str]:
             f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map"
         )
     yield from _chain("judge", None, _judge(state, versions))
-    yield from _chain("pods", None, _pods(marks, versions))
+    yield from _chain("pods", None, _pods(versions))
     yield from _chain(
         "prerouting",
         "type filter hook prerouting priority mangle",
@@ -145,9 +149,21 @@ def _divert(marks: Marks) -> list[str]:
     return [
         # By connection mark: where the service's address is still that of a backend, no socket can be found by address.
         f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {_mark('meta', marks, marks.reply)} accept",
-        # No `socket wildcard 0` here: it does not match request sockets, and the ACK of the handshake would be lost.
         # SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in TIME_WAIT.
+        # By connection mark, for NAT may have given the connection another port on its way to the socket (_egress).
+        f"tcp flags & (syn|ack) != syn ct direction original ct mark & {marks.mask:#x} == {marks.intercept:#x} goto divert",
+        # What connection tracking forgot (conntrack -F). No `socket wildcard 0` here: it does not match request sockets, and the ACK of
+        # the handshake would be lost.
         "tcp flags & (syn|ack) != syn socket transparent 1 goto divert",
+    ]
+
+
+def _orphans(marks: Marks) -> list[str]:
+    """Packets of taken connections whose socket is gone: the node's TCP would not answer in a far server's name."""
+    taken = f"meta l4proto tcp ct direction original ct mark & {marks.mask:#x} == {marks.intercept:#x}"
+    return [
+        f"{taken} socket transparent 1 accept",
+        f"{taken} tcp flags & (syn|ack) != syn counter name orphaned reject with tcp reset",
     ]
 
 
@@ -157,7 +173,7 @@ def _delivered(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
         yield f"{_IP[v]} daddr @scope{v} {_mark('meta', marks, marks.reply)} accept"
 
 
-def _pods(marks: Marks, versions: Iterable[int]) -> list[str]:
+def _pods(versions: Iterable[int]) -> list[str]:
     """Packets from addresses in scope that belong to no connection of the proxy: what is new, or not TCP, is judged."""
     return [
         *(f"{_IP[v]} daddr @exclude{v} accept" for v in versions),
@@ -165,7 +181,6 @@ def _pods(marks: Marks, versions: Iterable[int]) -> list[str]:
         *(["icmpv6 type { 130-137, 143 } accept"] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
         f"{_SYN} goto judge",
-        f"meta l4proto tcp ct mark & {marks.mask:#x} == {marks.intercept:#x} counter name orphaned reject with tcp reset",
         "meta l4proto tcp accept",  # live connections stay as they were decided
         "goto judge",
     ]
@@ -192,7 +207,7 @@ def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> 
     if closed:
         unserved = ["counter name refused meta l4proto tcp reject with tcp reset"]
     else:
-        # An earlier SYN of this connection may have been taken: what follows must not be counted as orphaned.
+        # An earlier SYN of this connection may have been taken: what follows must not be diverted.
         unserved = [f"counter name bypassed {_mark('ct', marks, 0)} accept"]
     yield from _chain(
         f"lead{number}",
@@ -245,6 +260,11 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
         snat.append(f"{ours} {ip} saddr . {ip} daddr @self{v} masquerade")
         snat.append(f"{ours} {ip} saddr . {ip} daddr @stranger{v} masquerade")
         snat.append(f"{ours} {ip} saddr @scope{v} snat {ip} to {ip} saddr")  # before the CNI's masquerade
+    # A pod's own port and the one of our socket that bears its address may be the same, towards the same server: two connections
+    # of equal addresses and ports. In zones of their own they are tracked apart. Replies stay in the common zone, where NAT finds the
+    # clash and gives whichever came second another port.
+    apart = [f"{ours} {_IP[v]} saddr @scope{v} ct original zone set {_ZONE}" for v in versions]
+    yield from _chain("apart", "type filter hook output priority raw", apart)
     yield from _chain("egress", "type route hook output priority mangle", output)
     yield from _chain("own_snat", "type nat hook postrouting priority srcnat - 1", snat)
 
