@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from pellucid_cli.lab.topology import Namespace
-from pellucid_proxy.settings import NodeSettings
+from pellucid_proxy.settings import Marks, NodeSettings
 
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT = 19, 75, 24
 PATIENCE_S = 5.0
@@ -154,6 +154,7 @@ def transparent_listener(node: Namespace, address: str, port: int) -> socket.soc
     """A listener of node that TPROXY may hand connections to."""
     listener = node.open_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, Marks().intercept)  # as the product's
     _set_transparent(listener)
     listener.bind((address, port))
     listener.listen(4096)

@@ -222,14 +222,19 @@ def test_connections_to_the_node_itself_are_not_taken(world: World) -> None:
     assert (world.count("gateway"), world.count(None)) == (1, 4 + 2)
 
 
-def test_without_identity_nat_the_proxy_takes_a_backend_for_the_destination(world: World) -> None:
-    """Fact 7: kube-proxy's DNAT comes after TPROXY. Packets found by their addresses alone would miss their socket; diverted by
-    connection mark they reach it, but policy would be decided on an address that the pod never dialled."""
+def test_a_taken_connection_to_a_service_keeps_its_address_because_nothing_tracks_it(world: World) -> None:
+    """Fact 7: kube-proxy's DNAT comes after TPROXY and would take the packet away from its socket; NAT needs tracking."""
     stand_in = world.stand_in()
     assert ask(world.a, "10.96.0.10", SERVICE_PORT).startswith("web ")
-    world.node.nft("flush chain inet pellucid own_dnat")
-    assert ask(world.a, "10.96.0.10", SERVICE_PORT).startswith("web ")
-    assert [(address, port) for _, address, port in stand_in.taken] == [("10.96.0.10", SERVICE_PORT), WEB]
+    assert [(address, port) for _, address, port in stand_in.taken] == [("10.96.0.10", SERVICE_PORT)]
+    tracked = world.node.run(
+        ["conntrack", "-L", "-p", "tcp", "--orig-src", world.a.ipv4, "--orig-port-dst", str(SERVICE_PORT)]
+    ).stdout
+    assert len(tracked.splitlines()) == 1  # the proxy's own
+    rules = world.node.run(["nft", "list", "table", "inet", "pellucid"]).stdout
+    world.node.nft("delete table inet pellucid\n" + rules.replace(" notrack", ""))
+    with pytest.raises(OSError):  # noqa: PT011
+        ask(world.a, "10.96.0.10", SERVICE_PORT, timeout_s=SHORT_S)
 
 
 @pytest.mark.parametrize("destination", ["192.0.2.10", "10.244.1.11"])

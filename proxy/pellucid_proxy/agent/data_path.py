@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from dataclasses import replace
 
 from pyroute2 import IPRoute
 
@@ -30,6 +31,7 @@ class DataPath:
         self._claim = claim(settings)
         self._kernel = Kernel(settings)
         self._routed = False
+        self._adopt = not _conntrack("count")  # before our rules make it track
         self._actions: dict[
             tuple[RuleKey | None, str], str
         ] = {}  # by rule and reason; of rules that are gone too: they were counted
@@ -39,6 +41,8 @@ class DataPath:
         if not self._routed:
             routing.install(self._settings)
             self._routed = True
+        if not (state.hold or state.drain):
+            state, self._adopt = replace(state, adopt=self._adopt), False
         self._kernel.apply(state)
         if state.drain:
             self._free_ports()
@@ -118,12 +122,13 @@ def node_addresses() -> tuple[bytes, ...]:
 
 def conntrack_series() -> list[Series]:
     """How full the connection tracking table is; nothing where the kernel does not say."""
-    values = []
-    for name in ("nf_conntrack_count", "nf_conntrack_max"):
-        try:
-            with open(f"/proc/sys/net/netfilter/{name}", encoding="ascii") as file:
-                values.append(int(file.read()))
-        except (OSError, ValueError):
-            return []
-    count, limit = values
-    return [Series("conntrack_usage_ratio", "gauge", (), count / limit)] if limit else []
+    count, limit = _conntrack("count"), _conntrack("max")
+    return [Series("conntrack_usage_ratio", "gauge", (), count / limit)] if count is not None and limit else []
+
+
+def _conntrack(name: str) -> int | None:
+    try:
+        with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None

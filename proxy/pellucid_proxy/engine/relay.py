@@ -1101,9 +1101,11 @@ class Client(Side):
         self.leave_queue()
         self.close_side(reset)
         self.engine.live -= 1
+        up: int64_t = 0
         down: int64_t = 0
         answered_at: int64_t = 0
         if upstream is not None:
+            up = self.moved if self.relaying else 0  # what was only read to decide by it went nowhere
             down = upstream.moved
             answered_at = upstream.first_at
             upstream.close_side(reset)
@@ -1117,7 +1119,7 @@ class Client(Side):
                     self.connected_at,
                     answered_at,
                     self.engine.now,
-                    self.moved,
+                    up,
                     down,
                 )
         except Exception:

@@ -20,6 +20,7 @@ _IP = {4: "ip", 6: "ip6"}
 _SIZES = {4: 4, 6: 16}
 _SYN = "tcp flags & (syn|ack) == syn"  # with FIN or RST as well: some stacks open a connection on SYN+FIN
 _STRANGER_MEMORY = "10m"
+_ADOPTION = "60s"
 _MAX_STRANGERS = 65536
 _ZONE = 15001  # of connection tracking; other owners of zones (OVN, Antrea) number theirs from 1 or above 65,000
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
@@ -28,7 +29,7 @@ EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_reject
 """Counters that no rule of a policy owns, each also an nft counter of that name:
 intercepted: connections (SYNs) given to the listener. bypassed: let past because no listener was there and the policies fail open.
 refused: reset because no listener was there and a policy fails closed. held: dropped because there was no policy yet.
-orphaned: packets of intercepted connections whose socket is gone. quic_rejected: UDP 443 by names.quic: Reject."""
+orphaned: packets of closed pods in the middle of a connection that nobody tracks: their socket is gone. quic_rejected: UDP 443 by names.quic: Reject."""
 
 
 class CounterKey(NamedTuple):
@@ -65,7 +66,8 @@ def removal(settings: NodeSettings) -> str:
 def change(old: KernelState, new: KernelState) -> str:
     """One transaction from old to new: "" if nothing differs, elements alone if only pods came, went or changed their group."""
     shape = (old.settings, old.groups, old.strangers, old.hold, old.drain)
-    if shape != (new.settings, new.groups, new.strangers, new.hold, new.drain):
+    adopts = new.adopt and not old.adopt  # the other way round is a matter of time: the elements expire
+    if adopts or shape != (new.settings, new.groups, new.strangers, new.hold, new.drain):
         return ruleset(new)
     if new.drain:
         return ""
@@ -100,18 +102,18 @@ def _body(state: KernelState) -> Iterator[str]:
         yield _set(f"self{version}", f"type {kind} . {kind}", _pairs(version, state.members))
         yield _set(f"stranger{version}", f"type {kind} . {kind}; size {_MAX_STRANGERS}; flags dynamic,timeout", [])
     yield from _egress(marks, versions)
-    yield "counter orphaned { }"
-    # After srcnat (100), which nft names in postrouting only: there the addresses are those of the socket again.
-    yield from _chain("orphans", "type filter hook input priority 110", _orphans(marks))
     if state.drain:
-        yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(marks))
-        yield from _chain("divert", None, _delivered(marks, versions))
+        yield from _chain("taken", "type filter hook prerouting priority raw", _taken(marks, versions))
+        yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(marks, versions))
         return
     for version in versions:
         kind = _TYPES[version]
         yield _set(f"exclude{version}", f"type {kind}; flags interval", ranges(version, settings.exclude))
         yield _set(f"direct{version}", f"type {kind}", _addresses(version, state.direct))
-    for name in (*(event for event in EVENTS if event != "orphaned"), *counter_keys(state)):
+    yield _set(
+        "adopting", "type nf_proto; flags timeout", [f"ipv{v} timeout {_ADOPTION}" for v in versions if state.adopt]
+    )
+    for name in (*EVENTS, *counter_keys(state)):
         yield f"counter {name} {{ }}"
     yield from _chain("deliver", None, _deliver(settings, versions))
     for number, group in enumerate(state.groups):
@@ -121,67 +123,63 @@ def _body(state: KernelState) -> Iterator[str]:
             f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map"
         )
     yield from _chain("judge", None, _judge(state, versions))
-    yield from _chain("pods", None, _pods(versions))
+    yield from _chain("syns", None, [*_excluded(versions), "goto judge"])
+    yield from _chain("others", None, _others(versions))
+    ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
+    syns = [f"{_SYN} {_IP[v]} saddr @scope{v} goto syns" for v in versions]
+    yield from _chain("taken", "type filter hook prerouting priority raw", [*_taken(marks, versions), ours, *syns])
     yield from _chain(
         "prerouting",
         "type filter hook prerouting priority mangle",
         [
-            *_divert(marks),
+            *_divert(marks, versions),
             "ct direction reply accept",  # pods as servers
-            f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept",  # what we send ourselves never comes back to us
-            *(f"{_IP[v]} saddr @scope{v} goto pods" for v in versions),
+            ours,
+            *(f"{_IP[v]} saddr @scope{v} goto others" for v in versions),
         ],
     )
-    yield from _chain("divert", None, _delivered(marks, versions))
-    yield from _chain(
-        "own_dnat",
-        "type nat hook prerouting priority dstnat - 10",
-        (
-            # The first NAT decision binds: kube-proxy's, which comes next, would turn the destination into a backend.
-            f"meta mark & {marks.mask:#x} == {marks.intercept:#x} dnat {_IP[v]} to {_IP[v]} daddr"
-            for v in versions
-        ),
-    )
 
 
-def _divert(marks: Marks) -> list[str]:
-    """Packets of connections that the proxy holds: replies to sockets that bear a pod's address, and those of taken connections."""
-    return [
-        # By connection mark: where the service's address is still that of a backend, no socket can be found by address.
-        f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {_mark('meta', marks, marks.reply)} accept",
-        # SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in TIME_WAIT.
-        # By connection mark, for NAT may have given the connection another port on its way to the socket (_egress).
-        f"tcp flags & (syn|ack) != syn ct direction original ct mark & {marks.mask:#x} == {marks.intercept:#x} goto divert",
-        # What connection tracking forgot (conntrack -F). No `socket wildcard 0` here: it does not match request sockets, and the ACK of
-        # the handshake would be lost.
-        "tcp flags & (syn|ack) != syn socket transparent 1 goto divert",
-    ]
+def _taken(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
+    """Packets of connections that the proxy has taken, found by their socket. Untracked: to conntrack such a connection and the proxy's
+    own, which bears the pod's address towards the same server, could be one and the same; and there is nothing to translate.
 
-
-def _orphans(marks: Marks) -> list[str]:
-    """Packets of taken connections whose socket is gone: the node's TCP would not answer in a far server's name."""
-    taken = f"meta l4proto tcp ct direction original ct mark & {marks.mask:#x} == {marks.intercept:#x}"
-    return [
-        f"{taken} socket transparent 1 accept",
-        f"{taken} tcp flags & (syn|ack) != syn counter name orphaned reject with tcp reset",
-    ]
-
-
-def _delivered(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
+    No `socket wildcard 0` here: it does not match request sockets, and the ACK of the handshake would be lost. SYNs go on to tproxy,
+    which alone knows what to do where the connection before with the same ports is in TIME_WAIT.
+    """
+    taken = f"socket transparent 1 {_mark('meta', marks, marks.intercept)} notrack accept"
     for v in versions:
-        yield f"{_IP[v]} saddr @scope{v} {_mark('meta', marks, marks.intercept)} accept"
-        yield f"{_IP[v]} daddr @scope{v} {_mark('meta', marks, marks.reply)} accept"
+        pods = f"tcp flags & (syn|ack) != syn {_IP[v]} saddr @scope{v} {_IP[v]} daddr"
+        yield f"{pods} != @scope{v} {taken}"
+        # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
+        yield f"{pods} @scope{v} socket transparent 1 socket mark & {marks.mask:#x} == {marks.egress:#x} accept"
+        yield f"{pods} @scope{v} {taken}"
 
 
-def _pods(versions: Iterable[int]) -> list[str]:
-    """Packets from addresses in scope that belong to no connection of the proxy: what is new, or not TCP, is judged."""
+def _divert(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
+    """Replies to sockets that bear a pod's address."""
+    reply = _mark("meta", marks, marks.reply)
+    yield f"meta mark & {marks.mask:#x} == {marks.intercept:#x} accept"
+    # By connection mark: where the service's address is still that of a backend, no socket can be found by address.
+    yield f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {reply} accept"
+    for v in versions:  # what connection tracking forgot (conntrack -F)
+        yield f"tcp flags & (syn|ack) != syn {_IP[v]} daddr @scope{v} socket transparent 1 {reply} accept"
+
+
+def _excluded(versions: Iterable[int]) -> list[str]:
+    return [f"{_IP[v]} daddr @exclude{v} accept" for v in versions]
+
+
+def _others(versions: Iterable[int]) -> list[str]:
+    """Packets from addresses in scope that open no TCP connection and belong to none of the proxy's."""
     return [
-        *(f"{_IP[v]} daddr @exclude{v} accept" for v in versions),
+        *_excluded(versions),
         # Neighbour discovery and multicast membership: without them there is no IPv6 link.
         *(["icmpv6 type { 130-137, 143 } accept"] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
-        f"{_SYN} goto judge",
-        "meta l4proto tcp accept",  # live connections stay as they were decided
+        f"{_SYN} accept",  # judged in chain taken
+        "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
+        "meta l4proto tcp meta nfproto @adopting accept",
         "goto judge",
     ]
 
@@ -194,7 +192,7 @@ def _judge(state: KernelState, versions: Iterable[int]) -> Iterator[str]:
         yield f"{_IP[v]} saddr vmap @member{v}"
     if state.hold:
         yield "meta l4proto != tcp ct state established accept"
-        yield "meta l4proto tcp fib daddr type != local jump deliver"
+        yield f"{_SYN} fib daddr type != local jump deliver"
         yield "counter name held drop"
     elif state.strangers is not None:
         for v in versions:
@@ -203,26 +201,26 @@ def _judge(state: KernelState, versions: Iterable[int]) -> Iterator[str]:
 
 
 def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> Iterator[str]:
-    group, marks = state.groups[number], state.settings.marks
-    if closed:
-        unserved = ["counter name refused meta l4proto tcp reject with tcp reset"]
-    else:
-        # An earlier SYN of this connection may have been taken: what follows must not be diverted.
-        unserved = [f"counter name bypassed {_mark('ct', marks, 0)} accept"]
+    group = state.groups[number]
+    reset = "reject with tcp reset"
+    unserved = f"counter name refused {reset}" if closed else "counter name bypassed accept"
+    # In the middle of a connection that nobody tracks: one of the proxy's whose socket is gone, or no connection at all.
+    orphan = f"counter name orphaned {reset}" if closed else "accept"
     yield from _chain(
         f"lead{number}",
         None,
         [
             *statements(group.leading, [f"lead{number}_{i}" for i in range(len(group.leading))]),
             "jump deliver",
-            *unserved,  # tproxy without a listener breaks out of its rule
+            unserved,  # tproxy without a listener breaks out of its rule
         ],
     )
     yield from _chain(
         f"group{number}",
         None,
         [
-            f"meta l4proto tcp fib daddr type != local goto lead{number}",
+            f"{_SYN} fib daddr type != local goto lead{number}",
+            f"tcp flags & (syn|ack) != syn {orphan}",
             *(
                 ["udp dport 443 counter name quic_rejected reject with icmpx type port-unreachable"]
                 if reject_quic
@@ -239,8 +237,8 @@ def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
     for v in versions:
         listener = f"ip to 127.0.0.1:{settings.listen_port}" if v == 4 else f"ip6 to [::1]:{settings.listen_port}"
         yield (
-            f"meta nfproto ipv{v} meta l4proto tcp tproxy {listener} {_mark('ct', marks, marks.intercept)} "
-            f"{_mark('meta', marks, marks.intercept)} counter name intercepted accept"
+            f"meta nfproto ipv{v} meta l4proto tcp tproxy {listener} "
+            f"{_mark('meta', marks, marks.intercept)} notrack counter name intercepted accept"
         )
 
 
@@ -260,11 +258,13 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
         snat.append(f"{ours} {ip} saddr . {ip} daddr @self{v} masquerade")
         snat.append(f"{ours} {ip} saddr . {ip} daddr @stranger{v} masquerade")
         snat.append(f"{ours} {ip} saddr @scope{v} snat {ip} to {ip} saddr")  # before the CNI's masquerade
-    # A pod's own port and the one of our socket that bears its address may be the same, towards the same server: two connections
-    # of equal addresses and ports. In zones of their own they are tracked apart. Replies stay in the common zone, where NAT finds the
-    # clash and gives whichever came second another port.
-    apart = [f"{ours} {_IP[v]} saddr @scope{v} ct original zone set {_ZONE}" for v in versions]
-    yield from _chain("apart", "type filter hook output priority raw", apart)
+    raw = [
+        f"meta mark & {marks.mask:#x} == {marks.intercept:#x} notrack"
+    ]  # what accepted sockets send: their listener's mark
+    # A connection that the pod made past us may have the ports that ours has, towards the same server. Tracked in a zone of its own, ours
+    # is not taken for it; replies stay in the common zone, where NAT finds the clash and gives whichever came second another port.
+    raw += [f"{ours} {_IP[v]} saddr @scope{v} ct original zone set {_ZONE}" for v in versions]
+    yield from _chain("untracked", "type filter hook output priority raw", raw)
     yield from _chain("egress", "type route hook output priority mangle", output)
     yield from _chain("own_snat", "type nat hook postrouting priority srcnat - 1", snat)
 

@@ -22,6 +22,8 @@ class KernelState:
     strangers: the group of other addresses in scope, None where no policy selects them.
     hold: there is no policy yet: connections wait at the listener, everything else new is dropped.
     drain: nothing new is taken; what the proxy carries goes on.
+    adopt: nothing tracked connections here before, so that for a minute those of closed pods pass which are in their middle. Later
+    such packets are taken for leftovers of the proxy's own.
     """
 
     settings: NodeSettings
@@ -31,6 +33,7 @@ class KernelState:
     strangers: int | None = None
     hold: bool = False
     drain: bool = False
+    adopt: bool = False
 
     def __post_init__(self) -> None:
         wrong = {group for group in (*self.members.values(), self.strangers) if group is not None} - set(

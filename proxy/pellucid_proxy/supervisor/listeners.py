@@ -21,9 +21,9 @@ def open_listeners(settings: NodeSettings) -> tuple[socket.socket, ...]:
     """
     opened: list[socket.socket] = []
     try:
-        opened.append(_listener(socket.AF_INET, "127.0.0.1", settings.listen_port))
+        opened.append(_listener(socket.AF_INET, "127.0.0.1", settings))
         if settings.ipv6:
-            opened.append(_listener(socket.AF_INET6, "::1", settings.listen_port))
+            opened.append(_listener(socket.AF_INET6, "::1", settings))
     except BaseException:
         for listener in opened:
             listener.close()
@@ -31,7 +31,8 @@ def open_listeners(settings: NodeSettings) -> tuple[socket.socket, ...]:
     return tuple(opened)
 
 
-def _listener(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _listener(family: socket.AddressFamily, address: str, settings: NodeSettings) -> socket.socket:
+    port = settings.listen_port
     try:
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as err:
@@ -39,6 +40,7 @@ def _listener(family: socket.AddressFamily, address: str, port: int) -> socket.s
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it: a call less each
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, settings.marks.intercept)  # accepted sockets inherit it
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)

@@ -139,7 +139,7 @@ def test_a_refusal_is_a_reset_and_nothing_reaches_the_origin() -> None:
         client.send(b"secret")
         assert b.ends(client) == "reset"
         assert b.nothing_arrives()
-        assert b.ended[0].why == REFUSED
+        assert (b.ended[0].why, b.ended[0].up) == (REFUSED, 0)
 
 
 def test_a_refusal_with_a_reply_is_read_whole_before_the_end() -> None:
