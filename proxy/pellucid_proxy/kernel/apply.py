@@ -88,9 +88,9 @@ class Kernel:
         try:
             load(text)
         except KernelError:
-            if self._state is None or self._replaces(text):
+            if self._state is None or text.startswith(removal(self._settings)):
                 raise
-            # Somebody else changed our table: the elements that we would change are not as we left them.
+            # Somebody else changed our table: what we would change is not as we left it.
             self._state = None
             text = ruleset(state)
             load(text)
@@ -113,7 +113,8 @@ class Kernel:
         return dict.fromkeys(EVENTS, (0, 0)) | self._events.sums()
 
     def _replaces(self, text: str) -> bool:
-        return text.startswith(removal(self._settings))
+        """Whether counters start anew with it."""
+        return "table inet" in text.partition("{")[0]
 
     def _collect(self) -> None:
         """Everything counted since the last call is in our sums."""

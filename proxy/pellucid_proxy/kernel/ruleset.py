@@ -29,7 +29,8 @@ EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_reject
 """Counters that no rule of a policy owns, each also an nft counter of that name:
 intercepted: connections (SYNs) given to the listener. bypassed: let past because no listener was there and the policies fail open.
 refused: reset because no listener was there and a policy fails closed. held: dropped because there was no policy yet.
-orphaned: packets of closed pods in the middle of a connection that nobody tracks: their socket is gone. quic_rejected: UDP 443 by names.quic: Reject."""
+orphaned: packets of closed pods in the middle of a connection that nobody tracks: their socket is gone.
+quic_rejected: UDP 443 by names.quic: Reject."""
 
 
 class CounterKey(NamedTuple):
@@ -65,31 +66,70 @@ def removal(settings: NodeSettings) -> str:
 
 def change(old: KernelState, new: KernelState) -> str:
     """One transaction from old to new: "" if nothing differs, elements alone if only pods came, went or changed their group."""
-    shape = (old.settings, old.groups, old.strangers, old.hold, old.drain)
-    adopts = new.adopt and not old.adopt  # the other way round is a matter of time: the elements expire
-    if adopts or shape != (new.settings, new.groups, new.strangers, new.hold, new.drain):
+    if old.settings != new.settings or (new.adopt and not old.adopt):
         return ruleset(new)
+    if (old.groups, old.strangers, old.hold, old.drain) != (new.groups, new.strangers, new.hold, new.drain):
+        return renewal(old, new)
+    return "".join(f"{line}\n" for line in (*_elements("delete", old, new), *_elements("add", old, new)))
+
+
+def _elements(verb: str, old: KernelState, new: KernelState) -> Iterator[str]:
+    """The elements to delete from sets that are in both states, or those to add."""
     if new.drain:
-        return ""
+        return
     table = f"inet {_table(new.settings)}"
-    before, after = old.members.items(), new.members.items()
-    gone, come = dict(before - after), dict(after - before)
-    lines: list[str] = []
+    gone, come = dict(old.members.items() - new.members.items()), dict(new.members.items() - old.members.items())
+    members = gone if verb == "delete" else come
+    direct = old.direct - new.direct if verb == "delete" else new.direct - old.direct
+    # A pod that only changes its group stays in the set of those that may call themselves.
+    own = [address for address in members if (address in gone) != (address in come)]
     for version in _versions(new.settings):
-        for verb, members, direct in (
-            ("delete", gone, old.direct - new.direct),
-            ("add", come, new.direct - old.direct),
+        for name, elements in (
+            ("member", _verdicts(version, members)),
+            ("direct", _addresses(version, direct)),
+            ("self", _pairs(version, own)),
         ):
-            # A pod that only changes its group stays in the set of those that may call themselves.
-            own = [a for a in members if (a in gone) != (a in come)]
-            for name, elements in (
-                ("member", _verdicts(version, members)),
-                ("direct", _addresses(version, direct)),
-                ("self", _pairs(version, own)),
-            ):
-                if elements:
-                    lines.append(f"{verb} element {table} {name}{version} {{ {', '.join(elements)} }}")
+            if elements:
+                yield f"{verb} element {table} {name}{version} {{ {', '.join(elements)} }}"
+
+
+def renewal(old: KernelState, new: KernelState) -> str:
+    """One transaction from a table that holds old to one that holds new, for equal settings. What both have stays and is filled anew.
+
+    Replaced, a chain would be at its hook twice for a moment, once without rules yet and once with rules no longer, and a set would be
+    empty for those that still look into it: a packet on its way just then would pass unjudged.
+    """
+    table = f"inet {_table(old.settings)}"
+    body = list(_body(new))
+    before, after = _declared(_body(old)), _declared(body)
+    counters = [name for kind, name in before if kind == "counter"]
+    gone = [(kind, name) for kind, name in before if kind != "counter" and (kind, name) not in after]
+    lines = [
+        f"flush table {table}",
+        *_elements("delete", old, new),
+        *(f"delete {kind} {table} {name}" for kind, name in sorted(gone, key=lambda each: each[0] == "chain")),
+        *(f"delete counter {table} {name}" for name in counters),
+        f"table {table} {{",
+        *map(_without_elements, body),
+        "}",
+        *_elements("add", old, new),
+    ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _without_elements(line: str) -> str:
+    declared, elements, _ = line.partition(" elements = ")
+    return f"{declared} }}" if elements else line
+
+
+def _declared(body: Iterable[str]) -> set[tuple[str, str]]:
+    """(kind, name) of everything in a table's body."""
+    return {(_kind(line), line.split()[1]) for line in body if _kind(line)}
+
+
+def _kind(line: str) -> str:
+    kind = line.partition(" ")[0]
+    return kind if kind in ("set", "map", "chain", "counter") else ""
 
 
 def _body(state: KernelState) -> Iterator[str]:

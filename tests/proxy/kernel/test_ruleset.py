@@ -66,18 +66,33 @@ def elements(text: str) -> dict[str, set[str]]:
     return found
 
 
-def test_any_other_difference_is_the_whole_table() -> None:
+def test_other_rules_are_filled_into_the_chains_and_sets_that_are_there() -> None:
+    """What is at a hook or looked into must not be missing for a moment."""
     old = state([0, 1, None, ""])
     for new in (
         replace(old, groups=(GROUP, msgspec.structs.replace(GROUP, closed=True))),
         replace(old, strangers=1),
         replace(old, hold=True),
         replace(old, drain=True),
-        replace(old, settings=msgspec.structs.replace(SETTINGS, exclude=("192.0.2.0/24",))),
     ):
-        assert change(old, new) == ruleset(new)
-        assert change(old, new).startswith(removal(SETTINGS))
+        text = change(old, new)
+        assert text.startswith("flush table inet pellucid\n")
+        assert "delete table" not in text
+        kept = {line.split()[1] for line in ruleset(new).splitlines() if line.startswith(("set ", "map ", "chain "))}
+        gone = {
+            line.split()[-1]
+            for line in text.splitlines()
+            if line.startswith(("delete set", "delete map", "delete chain"))
+        }
+        assert not gone & kept
         assert change(new, new) == change(old, old) == ""
+
+
+def test_other_settings_are_another_table() -> None:
+    old = state([0, 1, None, ""])
+    new = replace(old, settings=msgspec.structs.replace(SETTINGS, exclude=("192.0.2.0/24",)))
+    assert change(old, new) == ruleset(new)
+    assert change(old, new).startswith(removal(SETTINGS))
 
 
 def test_the_order_of_pods_does_not_show() -> None:
