@@ -153,7 +153,9 @@ class Session:
         if verdict.action is BLOCK:
             return HOLD if verdict.response is DROP else REFUSE
         if verdict.action is INTERCEPT:
-            raise NotImplementedError("an Intercept rule reached a worker that cannot open TLS")  # refused at load
+            raise RuntimeError(
+                "an Intercept rule reached a worker that cannot open TLS: it should have been refused at load"
+            )
         self.redial = before is not None and before != (self.target, self.spoof, verdict.route)
         return DIAL
 
