@@ -88,7 +88,7 @@ def test_what_outlives_the_drain_time_is_ended_and_a_second_signal_ends_at_once(
         stage.serve("web", {443: speak_https})
         stage.write("policy.yaml", RULES)
         before = stage.left_behind()
-        for drain_s, signals in ((1.0, 1), (600.0, 2)):
+        for drain_s, signals in ((4.0, 1), (600.0, 2)):
             with stage.run(drain_s=drain_s) as instance, TlsSession(a, web.ipv4, 443, SITE) as relayed:
                 begun = time.monotonic()
                 supervisor = _terminate(instance)
