@@ -143,7 +143,7 @@ def _body(state: KernelState) -> Iterator[str]:
         yield _set(f"stranger{version}", f"type {kind} . {kind}; size {_MAX_STRANGERS}; flags dynamic,timeout", [])
     yield from _egress(marks, versions)
     if state.drain:
-        yield from _chain("taken", "type filter hook prerouting priority raw", _taken(marks, versions))
+        yield from _raw(marks, versions, [])
         yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(marks, versions))
         return
     for version in versions:
@@ -166,8 +166,7 @@ def _body(state: KernelState) -> Iterator[str]:
     yield from _chain("syns", None, [*_excluded(versions), "goto judge"])
     yield from _chain("others", None, _others(versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
-    syns = [f"{_SYN} {_IP[v]} saddr @scope{v} goto syns" for v in versions]
-    yield from _chain("taken", "type filter hook prerouting priority raw", [*_taken(marks, versions), ours, *syns])
+    yield from _raw(marks, versions, [ours, f"{_SYN} goto syns"])
     yield from _chain(
         "prerouting",
         "type filter hook prerouting priority mangle",
@@ -180,20 +179,27 @@ def _body(state: KernelState) -> Iterator[str]:
     )
 
 
-def _taken(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
+def _raw(marks: Marks, versions: Iterable[int], new: list[str]) -> Iterator[str]:
     """Packets of connections that the proxy has taken, found by their socket. Untracked: to conntrack such a connection and the proxy's
     own, which bears the pod's address towards the same server, could be one and the same; and there is nothing to translate.
 
-    No `socket wildcard 0` here: it does not match request sockets, and the ACK of the handshake would be lost. SYNs go on to tproxy,
-    which alone knows what to do where the connection before with the same ports is in TIME_WAIT.
+    new: what becomes of the other packets of pods. No `socket wildcard 0` here: it does not match request sockets, and the ACK of the
+    handshake would be lost. SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in
+    TIME_WAIT.
     """
+    later = "tcp flags & (syn|ack) != syn"
     taken = f"socket transparent 1 {_mark('meta', marks, marks.intercept)} notrack accept"
+    answered = f"socket mark & {marks.mask:#x} == {marks.egress:#x}"
     for v in versions:
-        pods = f"tcp flags & (syn|ack) != syn {_IP[v]} saddr @scope{v} {_IP[v]} daddr"
-        yield f"{pods} != @scope{v} {taken}"
-        # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
-        yield f"{pods} @scope{v} socket transparent 1 socket mark & {marks.mask:#x} == {marks.egress:#x} accept"
-        yield f"{pods} @scope{v} {taken}"
+        rules = [
+            f"{later} {_IP[v]} daddr != @scope{v} {taken}",
+            # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
+            f"{later} {_IP[v]} daddr @scope{v} socket transparent 1 {answered} accept",
+            f"{later} {_IP[v]} daddr @scope{v} {taken}",
+        ]
+        yield from _chain(f"pods{v}", None, [*rules, *new])
+    from_pods = [f"{_IP[v]} saddr @scope{v} goto pods{v}" for v in versions]
+    yield from _chain("taken", "type filter hook prerouting priority raw", from_pods)
 
 
 def _divert(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
@@ -284,7 +290,10 @@ def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
 
 def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x}"
-    output, snat = [], []
+    snat: list[str] = []
+    known = f"ct mark & {marks.mask:#x} == {marks.egress:#x}"
+    # Nothing to do for most packets: those of taken connections, and those of ours but for the first.
+    output = [f"meta mark & {marks.mask:#x} == {marks.intercept:#x} accept", f"{ours} {known} accept"]
     for v in versions:
         ip = _IP[v]
         # A server on this node answers the pod's address: the answer belongs to our socket, not to the pod. Not so what we say to the
@@ -298,9 +307,8 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
         snat.append(f"{ours} {ip} saddr . {ip} daddr @self{v} masquerade")
         snat.append(f"{ours} {ip} saddr . {ip} daddr @stranger{v} masquerade")
         snat.append(f"{ours} {ip} saddr @scope{v} snat {ip} to {ip} saddr")  # before the CNI's masquerade
-    raw = [
-        f"meta mark & {marks.mask:#x} == {marks.intercept:#x} notrack"
-    ]  # what accepted sockets send: their listener's mark
+    # What accepted sockets send bears their listener's mark.
+    raw = [f"meta mark & {marks.mask:#x} == {marks.intercept:#x} notrack accept"]
     # A connection that the pod made past us may have the ports that ours has, towards the same server. Tracked in a zone of its own, ours
     # is not taken for it; replies stay in the common zone, where NAT finds the clash and gives whichever came second another port.
     raw += [f"{ours} {_IP[v]} saddr @scope{v} ct original zone set {_ZONE}" for v in versions]
