@@ -16,6 +16,7 @@ from ..kernel.apply import Kernel, KernelError, nft
 from ..kernel.instance import claim
 from ..kernel.preflight import Severity, preflight
 from ..kernel.state import KernelState
+from ..session.record import rule_labels
 from ..settings import NodeSettings
 from ..supervisor.options import FAILED, REFUSED, Refusal
 
@@ -102,13 +103,6 @@ def refuse_unfit(settings: NodeSettings) -> None:
         log.warning(
             "no IPv6 network is in scope: IPv6 traffic of pods passes unseen; add the pods' IPv6 networks if they have any"
         )
-
-
-def rule_labels(rule: RuleKey | None) -> tuple[str, str]:
-    """policy and rule as labels: namespace/name, or the name alone of a ClusterTransparentPolicy; empty for the default action."""
-    if rule is None:
-        return "", ""
-    return f"{rule.namespace}/{rule.policy}" if rule.namespace else rule.policy, rule.rule
 
 
 def node_addresses() -> tuple[bytes, ...]:

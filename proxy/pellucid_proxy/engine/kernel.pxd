@@ -28,7 +28,7 @@ cdef extern from *:
     enum: EAGAIN, EINTR, EINPROGRESS, EINVAL, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLLERR, EPOLLHUP, MSG_MORE
     enum: EPOLLET_ "EPOLLET", EPOLLEXCLUSIVE_ "EPOLLEXCLUSIVE", EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
     enum: F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
-    enum: AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER, SO_MARK, SO_ERROR
+    enum: AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER, SO_MARK
     enum: SOL_IP, SOL_IPV6, IP_TRANSPARENT, IPV6_TRANSPARENT, IP_BIND_ADDRESS_NO_PORT
     enum: SOL_TCP, TCP_NODELAY, TCP_QUICKACK, MSG_NOSIGNAL, SHUT_WR, CLOCK_MONOTONIC
 
@@ -69,7 +69,6 @@ cdef extern from *:
     int c_epoll_wait "epoll_wait"(int, epoll_event *, int, int) nogil
     int c_fcntl "fcntl"(int, int, int)
     int c_getsockname "getsockname"(int, sockaddr *, socklen_t *)
-    int c_getsockopt "getsockopt"(int, int, int, void *, socklen_t *)
     int c_pipe2 "pipe2"(int *, int)
     int c_setsockopt "setsockopt"(int, int, int, void *, socklen_t)
     int c_shutdown "shutdown"(int, int)
@@ -214,14 +213,6 @@ cdef inline int dial(address source, bint spoof, address destination, unsigned i
         c_close(fd)
         return -error
     return fd
-
-
-cdef inline int error_of(int fd) noexcept:
-    """The socket's pending error number, 0 if none; reading clears it."""
-    cdef int value = 0
-    cdef socklen_t size = sizeof(value)
-    c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &value, &size)
-    return value
 
 
 cdef inline Py_ssize_t recv(int fd, bytearray buffer, Py_ssize_t size) noexcept:

@@ -22,7 +22,6 @@ from socket import (
     MSG_MORE,
     MSG_NOSIGNAL,
     SHUT_WR,
-    SO_ERROR,
     SO_LINGER,
     SO_MARK,
     SOCK_CLOEXEC,
@@ -194,12 +193,6 @@ def _bind(fd: int, source: address) -> int:
     error = option(fd, level, name, 1)
     option(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     return error or result(libc.bind(fd, byref(unported), _length(unported)))
-
-
-def error_of(fd: int) -> int:
-    value, size = c_int(0), c_uint32(4)
-    libc.getsockopt(fd, SOL_SOCKET, SO_ERROR, byref(value), byref(size))
-    return value.value
 
 
 def _pointer(buffer: bytearray) -> object:

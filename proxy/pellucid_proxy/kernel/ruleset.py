@@ -299,8 +299,7 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
         # A server on this node answers the pod's address: the answer belongs to our socket, not to the pod. Not so what we say to the
         # pod in a far server's name: it may share a connection's addresses and ports with what we say to that server in the pod's.
         output.append(
-            f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {ip} daddr @scope{v} "
-            f"fib saddr type local {_mark('meta', marks, marks.reply)}"
+            f"ct direction reply {known} {ip} daddr @scope{v} fib saddr type local {_mark('meta', marks, marks.reply)}"
         )
         output.append(f"{ours} {ip} saddr @scope{v} {_mark('ct', marks, marks.egress)}")
         # A pod drops packets that bear its own address: a service that leads back to it is called from the node's.

@@ -91,7 +91,7 @@ def tally_series(tallies: Iterable[Tally]) -> list[Series]:
     denied: dict[tuple[str, ...], int] = {}
     audited: dict[tuple[str, ...], int] = {}
     for tally in tallies:
-        names = _names(tally.rule)
+        names = rule_labels(tally.rule)
         for ending, count in zip(ENDINGS, tally.closed, strict=True):
             if count:
                 closed[tally.action, ending.why] = closed.get((tally.action, ending.why), 0) + count
@@ -103,7 +103,7 @@ def tally_series(tallies: Iterable[Tally]) -> list[Series]:
     return [Series(name, "counter", labels, count) for name, found in counts for labels, count in found.items()]
 
 
-def _names(rule: RuleKey | None) -> tuple[str, str]:
+def rule_labels(rule: RuleKey | None) -> tuple[str, str]:
     """policy and rule as labels: namespace/name, or the name alone of a ClusterTransparentPolicy."""
     if rule is None:
         return "", ""
