@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import lab
@@ -44,7 +44,9 @@ class Contender:
     peer: bool = False  # counts for "best peer"
     policy: str | None = None  # of Pellucid, a key of policies.PELLUCID; it installs its own rules
     scenarios: tuple[str, ...] | None = None  # the only ones it runs, in place of all but the addresses' and the rules'
-    rules: str = ""  # that the lab gives to nft on the node, besides those by which peers get the pod's connections
+    rules: str = (
+        lab.TRACK
+    )  # that the lab gives to nft on the node, besides those by which peers get the pod's connections
 
     @property
     def diverts(self) -> bool:
@@ -54,9 +56,8 @@ class Contender:
 
 def table(pellucid: str) -> dict[str, Contender]:
     """All contenders by name, Pellucid's run by that shell command."""
-    contenders = (
+    tracked = (
         Contender("direct", None, scenarios=DIRECT),
-        Contender("direct-conntrack", None, scenarios=ADDRESSES, rules=lab.TRACK),
         Contender("haproxy", f"BENCH_SPLICE=auto exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("haproxy-force", f"BENCH_SPLICE=force exec haproxy -db -f {CONF}/haproxy.cfg", peer=True),
         Contender("nginx", f"exec python3 {CONF}/nginx_launch.py {CONF}/nginx.conf", peer=True),
@@ -72,11 +73,18 @@ def table(pellucid: str) -> dict[str, Contender]:
         Contender("pellucid-10", pellucid, policy="rules-10", scenarios=RULES),
         Contender("pellucid-10000", pellucid, policy="rules-10000", scenarios=RULES),
     )
-    return {contender.name: contender for contender in contenders}
+    bare = (
+        replace(contender, name=f"{contender.name}-bare", peer=False, scenarios=BARE, rules="")
+        for contender in tracked
+        if contender.name in BARE_TOO
+    )
+    return {contender.name: contender for contender in (*tracked, *bare)}
 
 
 ADDRESSES = ("conn64", "rr1p", "down1", "down16", "up1", "up16")
 RULES = ("conn64",)
+BARE = ("conn64", "rr1p")  # where tracking shows most
+BARE_TOO = ("direct", "haproxy", "haproxy-force", "nginx", "pellucid")
 DIRECT = (*ADDRESSES, "verify")
 
 

@@ -35,7 +35,7 @@ table inet bench {{
 """
 
 
-# What any node has that runs Kubernetes or a stateful firewall: a look at the state of each connection.
+# What every node has that runs Kubernetes, Docker or a stateful firewall: connections are tracked.
 TRACK = "table inet track { chain forward { type filter hook forward priority filter; ct state invalid counter; }; }"
 
 

@@ -107,4 +107,5 @@ SCENARIOS = {
 COMPARISONS = (
     *((name, "pellucid-addresses", "direct", 0.98) for name in ("conn64", "down1", "down16", "up1", "up16")),
     ("conn64", "pellucid-10000", "pellucid-10", 0.95),
+    *(("conn64", "pellucid-bare", peer, 1.0) for peer in ("haproxy-bare", "haproxy-force-bare", "nginx-bare")),
 )
