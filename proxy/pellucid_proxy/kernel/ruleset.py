@@ -19,6 +19,9 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 _IP = {4: "ip", 6: "ip6"}
 _SIZES = {4: 4, 6: 16}
 _SYN = "tcp flags & (syn|ack) == syn"  # with FIN or RST as well: some stacks open a connection on SYN+FIN
+# Neighbour discovery and multicast membership: without them there is no IPv6 link. Beyond it they would be a tunnel: they are for the node,
+# or, on a bridge that asks us, for another pod on it.
+_ON_LINK = ("ip6 daddr { fe80::/10, ff02::/16 }", "fib daddr type local", "fib daddr . iif oif exists")
 _STRANGER_MEMORY = "10m"
 _ADOPTION = "60s"
 _MAX_STRANGERS = 65536
@@ -220,8 +223,7 @@ def _others(versions: Iterable[int]) -> list[str]:
     """Packets from addresses in scope that open no TCP connection and belong to none of the proxy's."""
     return [
         *_excluded(versions),
-        # Neighbour discovery and multicast membership: without them there is no IPv6 link.
-        *(["icmpv6 type { 130-137, 143 } accept"] if 6 in versions else []),
+        *([f"icmpv6 type {{ 130-137, 143 }} {on_link} accept" for on_link in _ON_LINK] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
         f"{_SYN} accept",  # judged in chain taken
         "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
