@@ -166,10 +166,10 @@ def _body(state: KernelState) -> Iterator[str]:
             f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map"
         )
     yield from _chain("judge", None, _judge(state, versions))
-    yield from _chain("syns", None, [*_excluded(versions), "goto judge"])
-    yield from _chain("others", None, _others(versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
-    yield from _raw(marks, versions, [ours, f"{_SYN} goto syns"])
+    yield from _chain("syns", None, [ours, *_excluded(versions), "goto judge"])
+    yield from _chain("others", None, _others(versions))
+    yield from _raw(marks, versions, [f"{_SYN} goto syns"])
     yield from _chain(
         "prerouting",
         "type filter hook prerouting priority mangle",
@@ -190,17 +190,13 @@ def _raw(marks: Marks, versions: Iterable[int], new: list[str]) -> Iterator[str]
     handshake would be lost. SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in
     TIME_WAIT.
     """
-    later = "tcp flags & (syn|ack) != syn"
-    taken = f"socket transparent 1 {_mark('meta', marks, marks.intercept)} notrack accept"
-    answered = f"socket mark & {marks.mask:#x} == {marks.egress:#x}"
     for v in versions:
-        rules = [
-            f"{later} {_IP[v]} daddr != @scope{v} {taken}",
-            # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
-            f"{later} {_IP[v]} daddr @scope{v} socket transparent 1 {answered} accept",
-            f"{later} {_IP[v]} daddr @scope{v} {taken}",
-        ]
-        yield from _chain(f"pods{v}", None, [*rules, *new])
+        # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
+        answered = (
+            f"{_IP[v]} daddr @scope{v} socket transparent 1 socket mark & {marks.mask:#x} == {marks.egress:#x} accept"
+        )
+        yield from _chain(f"found{v}", None, [answered, f"{_mark('meta', marks, marks.intercept)} notrack accept"])
+        yield from _chain(f"pods{v}", None, [f"tcp flags & (syn|ack) != syn socket transparent 1 goto found{v}", *new])
     from_pods = [f"{_IP[v]} saddr @scope{v} goto pods{v}" for v in versions]
     yield from _chain("taken", "type filter hook prerouting priority raw", from_pods)
 
@@ -222,11 +218,11 @@ def _excluded(versions: Iterable[int]) -> list[str]:
 def _others(versions: Iterable[int]) -> list[str]:
     """Packets from addresses in scope that open no TCP connection and belong to none of the proxy's."""
     return [
+        "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
         *_excluded(versions),
         *([f"icmpv6 type {{ 130-137, 143 }} {on_link} accept" for on_link in _ON_LINK] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
         f"{_SYN} accept",  # judged in chain taken
-        "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
         "meta l4proto tcp meta nfproto @adopting accept",
         "goto judge",
     ]
