@@ -45,16 +45,20 @@ engine: setup  ## the compiled form, under build/compiled/current
 bench: setup  ## side by side with HAProxy, nginx, Envoy, Squid and mitmproxy; prints the ratios
 	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.run $(ARGS)
 
-fuzz: setup-python  ## every parser on mutated input, for as long as ARGS say
-	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --seed $(SEED) $(ARGS)
+fuzz: setup  ## every parser on mutated input, by coverage on the sources and blindly on the compiled form; ARGS='--executions 1000000'
+	@tools/setup.sh fuzz
+	@$(UNCOMPILED):$(CURDIR)/build/fuzz/atheris $(VENV)/python -m fuzz.run --target all --seed $(SEED) $(ARGS)
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m fuzz.run --target all --seed $(SEED) $(ARGS) --engine own
 
-fuzz-short: setup-python  ## the same, a short run of fixed length
-	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --executions 20000 --seed $(SEED)
+fuzz-short: setup-python  ## a short run of fixed length, for every change
+	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --executions 20000 --seed $(SEED) --engine own
 
 lock:  ## requirements.lock from pyproject.toml; ARGS=--upgrade for the newest versions
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
 	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o requirements.lock $(ARGS)
+	@build/lock/bin/uv pip compile --quiet fuzz/requirements.in --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o fuzz/requirements.lock $(ARGS)
 
 clean:  ## everything that was made
 	rm -rf .venv .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

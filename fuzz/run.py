@@ -1,7 +1,8 @@
 """Run the fuzz targets and print executions, crashes and seconds. Exit status 1 if anything crashed.
 
-With atheris installed (coverage-guided; not among the project's requirements) it makes the inputs, otherwise fuzz.mutate does.
-An input that breaks a target is kept under build/fuzz; move it into fuzz/corpora/TARGET when it is mended.
+Where atheris is (`make fuzz` sees to it) it makes the inputs, guided by coverage, and what it found goes on from run to run in
+build/fuzz/found; otherwise fuzz.mutate makes them. An input that breaks a target is kept under build/fuzz/broken: move it into
+fuzz/corpora/TARGET when it is mended.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BROKEN = HERE.parent / "build" / "fuzz"
+BROKEN = HERE.parent / "build" / "fuzz" / "broken"
+FOUND = BROKEN.parent / "found"
 TARGETS = sorted(folder.name for folder in (HERE / "corpora").iterdir() if folder.is_dir())
 MAX_POOL = 2000
 
@@ -43,13 +44,22 @@ def main(arguments: list[str] | None = None) -> int:
         engine = "atheris" if importlib.util.find_spec("atheris") else "own"
     run = with_atheris if engine == "atheris" else with_mutations
     crashes = 0
-    print(f"{'target':<14}{'executions':>12}{'crashes':>9}{'seconds':>9}  inputs by {engine}", flush=True)
+    print(
+        f"{'target':<18}{'executions':>12}{'crashes':>9}{'seconds':>9}  {form()} form, inputs by {engine}", flush=True
+    )
     for target in TARGETS if options.target == "all" else [options.target]:
         started = time.monotonic()
         executed, broken = run(target, options.executions, options.seed)
         crashes += broken
-        print(f"{target:<14}{executed:>12}{broken:>9}{time.monotonic() - started:>9.1f}", flush=True)
+        print(f"{target:<18}{executed:>12}{broken:>9}{time.monotonic() - started:>9.1f}", flush=True)
     return 1 if crashes else 0
+
+
+def form() -> str:
+    """Which form of the parsers is run."""
+    from pellucid_proxy.sniff import tls_hello
+
+    return "uncompiled" if tls_hello.__file__.endswith(".py") else "compiled"
 
 
 def positive(text: str) -> int:
@@ -105,13 +115,14 @@ def keep(target: str, data: bytes) -> str:
 
 def with_atheris(target: str, executions: int, seed: int) -> tuple[int, int]:
     """In a process of its own, for libFuzzer ends it."""
-    BROKEN.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as found:
-        command = [
-            sys.executable, "-m", "fuzz.under_atheris", target, f"-runs={executions}", f"-seed={seed or 1}", "-max_len=20000",
-            f"-artifact_prefix={BROKEN}/{target}-", found, str(HERE / "corpora" / target),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = FOUND / target
+    for folder in (BROKEN, found):
+        folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "fuzz.under_atheris", target, f"-runs={executions}", f"-seed={seed or 1}", "-max_len=20000",
+        f"-artifact_prefix={BROKEN}/{target}-", str(found), str(HERE / "corpora" / target),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     executed = re.findall(r"#(\d+)\tDONE", done.stderr) or re.findall(r"^#(\d+)", done.stderr, re.MULTILINE) or ["0"]
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)

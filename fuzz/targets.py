@@ -5,59 +5,24 @@ Where it led is a short text: an input that leads somewhere new is worth keeping
 
 from __future__ import annotations
 
-import random
 import re
-import zlib
+import ssl
+import sys
 from collections.abc import Callable
 
 import httptools
 
+from fuzz import decisions, messages
+from fuzz.claims import cuts, hold, three_outcomes
 from pellucid_proxy.session.http_guard import Refusal, RequestGuard
 from pellucid_proxy.sniff.first_bytes import PROTOCOLS, give_up, sniff
 from pellucid_proxy.sniff.http_head import field_lines, request_head
-from pellucid_proxy.sniff.names import NotAName, domain
+from pellucid_proxy.sniff.names import ABSENT, NotAName, domain
 from pellucid_proxy.sniff.tls_hello import client_hello
 
-CUTS = 4
 SAFE_NAME = re.compile(r"(?!.*\.\.)[a-z0-9_-][a-z0-9_.-]{0,252}(?<!\.)")
 WEBSOCKET = b"GET / HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
 PIPELINED = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
-
-Parser = Callable[[bytes], object]
-
-
-def cuts(data: bytes) -> list[int]:
-    """Places in data, the same for the same data; the last byte's among them."""
-    choose = random.Random(zlib.crc32(data))
-    return sorted({max(len(data) - 1, 0), *(choose.randrange(len(data) + 1) for _ in range(CUTS))})
-
-
-def hold(claim: bool, *shown: object) -> None:
-    if not claim:
-        raise AssertionError(shown)
-
-
-def outcome(parser: Parser, data: bytes) -> tuple[str, object]:
-    try:
-        value = parser(data)
-    except ValueError as error:
-        return "never", str(error)
-    return ("more", None) if value is None else ("value", value)
-
-
-def three_outcomes(parser: Parser, data: bytes) -> tuple[str, object]:
-    """The outcome of data. A prefix has the same, or needs more bytes; and nothing needs more bytes after an answer."""
-    whole = outcome(parser, data)
-    answered = False
-    for cut in cuts(data):
-        part = outcome(parser, data[:cut])
-        if part[0] == "more":
-            hold(not answered, cut)
-            continue
-        answered = True
-        hold(part[0] == whole[0], cut, part, whole)
-        hold(part[0] == "never" or part == whole, cut, part, whole)
-    return whole
 
 
 def name_is_safe(name: object) -> str:
@@ -74,10 +39,47 @@ def names(data: bytes) -> str:
 
 
 def tls_hello(data: bytes) -> str:
+    """OpenSSL, where it comes to ask for the name, read the same one."""
     kind, hello = three_outcomes(client_hello, data)
+    theirs = openssl_names(data)
     if kind == "value":
-        return f"{name_is_safe(hello.name)} {hello.encrypted} {len(hello.alpn)}"  # type: ignore[attr-defined]
-    return f"{kind} {hello}"
+        name = hello.name  # type: ignore[attr-defined]
+        if theirs:
+            read = ABSENT if theirs[0] is None else domain(theirs[0].encode())
+            hold(name == read or (isinstance(name, NotAName) and name is not ABSENT), name, theirs)
+        return f"{name_is_safe(name)} {hello.encrypted} {len(hello.alpn)} {len(theirs)}"  # type: ignore[attr-defined]
+    hold(kind == "never" or not theirs, theirs)
+    return f"{kind} {hello} {len(theirs)}"
+
+
+def openssl_names(data: bytes) -> list[str | None]:
+    """The names that OpenSSL asks for when data comes; none if it does not get so far."""
+    asked: list[str | None] = []
+    _server.sni_callback = lambda _socket, name, _context: asked.append(name)
+    incoming = ssl.MemoryBIO()
+    incoming.write(data)
+    hook, sys.unraisablehook = (
+        sys.unraisablehook,
+        lambda _what: None,
+    )  # a name that is not ASCII raises where nobody hears it
+    try:
+        _server.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
+    except ssl.SSLError:
+        pass
+    finally:
+        sys.unraisablehook = hook
+    return asked
+
+
+def _anonymous_server() -> ssl.SSLContext:
+    """One that needs no certificate; what it would answer does not matter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return context
+
+
+_server = _anonymous_server()
 
 
 class Fields:
@@ -177,4 +179,6 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "first_bytes": first_bytes,
     "http_guard": http_guard,
     "http_upgrade": http_upgrade,
+    **decisions.TARGETS,
+    **messages.TARGETS,
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import atheris  # type: ignore[import-untyped]  # not among the requirements
+import atheris  # type: ignore[import-untyped]  # fuzz/requirements.lock has it
 
-with atheris.instrument_imports(include=["pellucid_proxy"]):
+with atheris.instrument_imports(include=["pellucid_policy", "pellucid_proxy", "pellucid_cli.records"]):
     from fuzz.targets import TARGETS
 
 

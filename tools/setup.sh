@@ -1,6 +1,7 @@
 #!/bin/bash
-# setup.sh [system]: make .venv from requirements.lock with $PYTHON (python3); with "system" also see to the Debian packages that the
-# namespace tests, the compiler and the demo need. As root on Debian it installs what is missing; otherwise it says the command.
+# setup.sh [system|fuzz]: make .venv from requirements.lock with $PYTHON (python3); with "fuzz" also put atheris into build/fuzz/atheris,
+# where there is one for this Python and machine; with "system" also see to the Debian packages that the namespace tests, the compiler
+# and the demo need. As root on Debian it installs what is missing; otherwise it says the command.
 # Done already: takes milliseconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,4 +52,14 @@ if [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ]; then
   "$PYTHON" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
   echo "$stamp" >.venv/.stamp
+fi
+
+if [ "${1:-}" = fuzz ]; then
+  stamp=$({ echo "${about[1]}"; cat fuzz/requirements.lock; } | sha256sum)
+  if [ "$(cat build/fuzz/atheris/.stamp 2>/dev/null)" != "$stamp" ]; then
+    rm -rf build/fuzz/atheris
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+      --target build/fuzz/atheris -r fuzz/requirements.lock && echo "$stamp" >build/fuzz/atheris/.stamp ||
+      echo "setup: atheris cannot be had for this Python or machine; inputs are made without coverage" >&2
+  fi
 fi

@@ -112,7 +112,7 @@ def encode(policies: PolicySet) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> PolicySet:
-    """Return what encode was given. Raises msgspec.DecodeError or msgspec.ValidationError for anything else."""
+    """Return what encode was given. Raises msgspec.MsgspecError or UnicodeDecodeError for anything else."""
     return _DECODER.decode(data)
 
 

@@ -126,7 +126,7 @@ class Control(relay.Handler):
                 os.close(fd)
         except BlockingIOError:
             pass
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             log.exception("the agent's channel failed; going on with the policy in force")
             self.worker.engine.forget(self)
         return 0

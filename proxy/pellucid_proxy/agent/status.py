@@ -118,7 +118,7 @@ def remove_socket(state: str) -> None:
 async def _answer(line: bytes, status: Callable[[], Awaitable[NodeStatus]]) -> bytes:
     try:
         request = msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         return msgspec.json.encode({"error": f'{err}; ask {{"get":"status"}}'})
     if request.get != "status":
         return msgspec.json.encode({"error": f'get: {request.get} is unknown; ask {{"get":"status"}}'})
