@@ -19,15 +19,24 @@ NOTHING = KernelGroup(leading=(BLOCK_REST,), nameless=(BLOCK_REST,), closed=True
 
 
 def solicited(host: Namespace, address: str, timeout_s: float = PATIENCE_S) -> bool:
-    """Whether address answers when host asks it itself for its link-layer address. RFC 4861 §7.3.3."""
+    """Whether address answers when host asks it itself, by unicast, for its link-layer address. RFC 4861 §7.3.3."""
     with host.open_socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as opened:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
         target = ipaddress.ip_address(address).packed
-        opened.sendto(struct.pack("!BBHI", SOLICITATION, 0, 0, 0) + target, (address, 0))
-        while readable(opened, timeout_s):
-            said, peer = opened.recvfrom(1500)
-            if said[0] == ADVERTISEMENT and peer[0] == address and said[8:24] == target:
-                return True
+        for known in (False, True):  # for the first one the kernel asks by multicast, and is answered as well
+            while known and readable(opened, 0.05):
+                opened.recv(1500)
+            opened.sendto(struct.pack("!BBHI", SOLICITATION, 0, 0, 0) + target, (address, 0))
+            if not _advertised(opened, address, target, timeout_s):
+                return False
+    return True
+
+
+def _advertised(opened: socket.socket, address: str, target: bytes, timeout_s: float) -> bool:
+    while readable(opened, timeout_s):
+        said, peer = opened.recvfrom(1500)
+        if said[0] == ADVERTISEMENT and peer[0] == address and said[8:24] == target:
+            return True
     return False
 
 
