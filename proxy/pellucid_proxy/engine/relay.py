@@ -842,7 +842,10 @@ class Client(Side):
         self.readable = count == FIRST_READ or self.hung_up
         data = kernel.taken(buffer, 0, count)
         self.unsent = data if self.unsent is None else self.unsent + data
-        return self.act(self.ask(2))
+        self.act(self.ask(2))
+        if (self.readable or self.read_on) and not self.closed and (self.state == WAITING or self.state == RACING):
+            return self.on_first_bytes()  # what is left in the socket, or its end, makes no edge any more
+        return 0
 
     @cython.cfunc
     @cython.exceptval(check=False)

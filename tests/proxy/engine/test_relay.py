@@ -125,6 +125,27 @@ def test_the_session_hears_the_first_bytes_until_it_has_enough() -> None:
         assert b.sessions[0].heard[-2:] == [b"abc", b"abcdef"]
 
 
+def test_what_came_behind_an_urgent_byte_is_heard_at_once() -> None:
+    def enough(data: bytes) -> int:
+        return DIAL if len(data) >= 5 else WAIT
+
+    with bench(lambda: Script(on_received=enough), first_bytes_timeout_s=60) as b:
+        client = b.connect()
+        b.settle()
+        client.send(b"ab", socket.MSG_OOB)  # a read stops at the urgent byte, and no further edge comes
+        client.send(b"cdef")
+        assert b.read(b.accept(), 5) == b"acdef"
+
+
+def test_an_end_that_came_with_first_bytes_is_heard_at_once() -> None:
+    with bench(lambda: Script(on_received=WAIT, on_late=DIAL), first_bytes_timeout_s=60) as b:
+        client = b.connect()
+        b.settle()
+        client.send(b"abc")
+        client.shutdown(socket.SHUT_WR)
+        assert b.ends(b.accept()) == "end"
+
+
 def test_a_verdict_without_bytes_dials_at_once() -> None:
     with bench(lambda: Script(on_opened=DIAL)) as b:
         client = b.connect()
