@@ -86,6 +86,9 @@ METRICS: dict[str, Metric] = {
     ),
     "policy_apply_seconds": Metric("histogram", (), "From a file's writing to its enforcement.", "agent", APPLY_S),
     "conntrack_usage_ratio": Metric("gauge", (), "Entries of the connection tracking table over its limit.", "agent"),
+    "process_restarts": Metric(
+        "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
+    ),
     "build_info": Metric("gauge", ("version", "python", "engine"), "1; engine is compiled or uncompiled.", "agent"),
 }
 

@@ -24,10 +24,10 @@ class SupervisorChannel:
     def __init__(
         self,
         descriptor: int,
-        worker_started: Callable[[int, socket.socket, int], None],
+        worker_started: Callable[[WorkerStarted, socket.socket, int], None],
         reopen_flows: Callable[[], None],
     ) -> None:
-        """worker_started: called with index, control socket and flow pipe (-1: none), both to be taken over."""
+        """worker_started: called with the message, control socket and flow pipe (-1: none), both to be taken over."""
         self.stop: Stop | None = None
         self.stop_asked = asyncio.Event()
         self._worker_started = worker_started
@@ -58,11 +58,11 @@ class SupervisorChannel:
             self._ask_to_stop(Stop(0.0, keep_rules=True))
             return
         match _decoder.decode(packet):
-            case WorkerStarted(index=index, has_flows=has_flows):
-                control, flows = descriptors if has_flows else (descriptors[0], -1)
+            case WorkerStarted() as started:
+                control, flows = descriptors if started.has_flows else (descriptors[0], -1)
                 for fd in descriptors:
                     os.set_inheritable(fd, False)
-                self._worker_started(index, socket.socket(fileno=control), flows)
+                self._worker_started(started, socket.socket(fileno=control), flows)
             case ReopenFlows():
                 self._reopen_flows()
             case Stop() as stop:

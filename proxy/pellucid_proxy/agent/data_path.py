@@ -51,6 +51,10 @@ class DataPath:
             for rule in (*group.leading, *group.nameless):
                 self._actions[rule.rule, rule.reason] = "Allow" if rule.allow else "Block"
 
+    def recognise(self, state: KernelState) -> bool:
+        """Whether the kernel holds state already; what follows then changes it. Raises KernelError."""
+        return self._kernel.recognise(state)
+
     def remove(self) -> None:
         """Nothing of ours is left, or KernelError. The table first: without routes its packets would be lost."""
         self._kernel.remove()

@@ -22,7 +22,7 @@ from ..control import Series
 from ..kernel.apply import KernelError
 from ..kernel.state import KernelState, boot_hold, kernel_state
 from ..settings import NodeSettings
-from .workers import Workers
+from .workers import WorkerLink, Workers
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Rules(Protocol):
     """The kernel's side. Every method waits for the kernel, is called by one thread at a time, and may raise KernelError."""
 
     def apply(self, state: KernelState) -> None: ...
+
+    def recognise(self, state: KernelState) -> bool: ...
 
     def remove(self) -> None: ...
 
@@ -51,6 +53,7 @@ class Enforcer:
         self._workers = workers
         self._rules = rules
         self._settings = settings
+        self._one_at_a_time = asyncio.Lock()
         self._kernel_thread = ThreadPoolExecutor(
             1, thread_name_prefix="kernel"
         )  # one thread: one change after the other
@@ -61,8 +64,33 @@ class Enforcer:
         self.touched = True
         await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
 
+    async def resume(self, policy: PolicySet | None) -> None:
+        """Go on where an agent that ended has left off: workers and kernel enforce, and nothing is to be held. Raises KernelError.
+
+        policy: what it may have enforced last. Where the kernel has just these rules, they are changed from now on, never replaced.
+        """
+        self._inherited = self.touched = True
+        if policy is not None:
+            state = kernel_state(policy, self._settings)
+            known = await self._in_kernel(lambda: self._rules.recognise(state))
+            log.info(
+                "the kernel's rules are %s", "recognised" if known else "not those of the last policy: replacing them"
+            )
+
     async def enforce(self, policy: PolicySet) -> list[str]:
         """Have every new flow decided by policy. Returns why that is not so; then the policy before is in force again."""
+        async with self._one_at_a_time:
+            return await self._enforce(policy)
+
+    async def bring_up(self, link: WorkerLink) -> None:
+        """Give a worker that was started again the policy in force: it accepts nothing before."""
+        async with self._one_at_a_time:
+            if self.enforced is not None and link.alive:
+                why = await link.set_policy(self.enforced.revision, encode(self.enforced))
+                if why:
+                    log.error("%s; it takes no connections", why)
+
+    async def _enforce(self, policy: PolicySet) -> list[str]:
         problems = await self._workers.set_policy(policy.revision, encode(policy))
         if not problems:
             try:

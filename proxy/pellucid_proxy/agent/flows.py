@@ -19,6 +19,7 @@ MAX_LINE_BYTES = 1 << 20
 MAX_QUEUE_BYTES = 8 << 20  # waiting for the disk
 COMPLAIN_S = 10.0  # between two log lines of one kind
 STDOUT = "-"
+RECORD_START = b'{"time":'  # session/desk.py writes it
 
 
 class FlowFile:
@@ -117,11 +118,12 @@ class FlowFile:
 class FlowPipe:
     """Reads one worker's pipe and hands whole lines on. Closes itself, and the descriptor, when the worker has ended."""
 
-    def __init__(self, fd: int, file: FlowFile) -> None:
-        """fd: read end of a non-blocking pipe, taken over."""
+    def __init__(self, fd: int, file: FlowFile, resumed: bool = False) -> None:
+        """fd: read end of a non-blocking pipe, taken over. resumed: another agent may have read the first half of a record."""
         self._fd = fd
         self._file = file
         self._rest = b""  # a line whose end has not come
+        self._resumed = resumed
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self._on_readable)
 
@@ -153,6 +155,11 @@ class FlowPipe:
                 os.close(self._fd)
                 self._fd = -1
                 return False
+            if self._resumed:
+                self._resumed = False
+                if not data.startswith(RECORD_START):
+                    data = data[data.find(b"\n") + 1 :] if b"\n" in data else b""
+                    self._file.count_lost(1)
             cut = data.rfind(b"\n") + 1
             if cut:
                 self._file.put(self._rest + data[:cut])

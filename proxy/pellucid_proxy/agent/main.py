@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pellucid_policy.compile import PolicySet
+
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
-from ..supervisor.messages import AgentConfig, Configured, Ready, Stop
+from ..supervisor.messages import AgentConfig, Configured, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
 from . import last_good, report
 from .channel import SupervisorChannel
@@ -59,14 +61,16 @@ class Agent:
 
     def __init__(self, config: AgentConfig, node: Node, flows: FlowFile | None) -> None:
         self._options = config.options
+        self._running = config.running
         self._node = node
         self._name = config.options.node or socket.gethostname()
         self._flows = flows
         self._pipes: list[FlowPipe] = []
         self._workers = Workers()
         self._worker_started = asyncio.Event()
+        self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
-        self._report = report.Report(config.options, self._name, self._workers, flows)
+        self._report = report.Report(config.options, self._name, self._workers, flows, config.ends)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
@@ -112,7 +116,8 @@ class Agent:
             refused = group.exceptions[0] if isinstance(group.exceptions[0], Refusal) else None
         if refused is not None:
             log.error("%s", refused)
-            await self._leave(Stop(0.0, keep_rules=True))
+            if self._running is None:
+                await self._leave(Stop(0.0, keep_rules=True))
             return refused.status
         assert self._channel.stop is not None
         return STOPPED if await self._leave(self._channel.stop) else FAILED
@@ -152,8 +157,12 @@ class Agent:
 
     async def _configure(self, accepted: Accepted) -> None:
         """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
-        self._settings = self._report.settings = settings = node_settings(self._options, accepted.wishes)
-        await asyncio.to_thread(self._node.preflight, settings)
+        wished = node_settings(self._options, accepted.wishes)
+        self._settings = self._report.settings = settings = self._running or wished
+        if self._running is None:
+            await asyncio.to_thread(self._node.preflight, settings)
+        elif changed := differences(settings, wished):
+            self._refuse(changed)
         try:
             rules = self._node.rules(settings)
         except KernelError as err:
@@ -168,7 +177,10 @@ class Agent:
     async def _enforce_first(self, accepted: Accepted) -> None:
         assert self._enforcer is not None
         try:
-            await self._enforcer.hold()
+            if self._running is None:
+                await self._enforcer.hold()
+            else:
+                await self._enforcer.resume(await self._last_enforced())
         except KernelError as err:
             raise Refusal(f"kernel rules: {err}", REFUSED) from err
         problems = await self._enforcer.enforce(accepted.policy)
@@ -177,6 +189,13 @@ class Agent:
         self._report.phase = report.ENFORCING
         await self._keep(accepted)
         self._channel.send(Ready(accepted.policy.revision))
+
+    async def _last_enforced(self) -> PolicySet | None:
+        """What the agent before this one enforced, as far as the disk knows."""
+        try:
+            return (await asyncio.to_thread(last_good.load, self._options.state)).policy
+        except last_good.Unusable:
+            return None
 
     # Following the folder
 
@@ -285,11 +304,15 @@ class Agent:
 
     # What the supervisor sends
 
-    def _on_worker_started(self, index: int, control: socket.socket, flows: int) -> None:
-        self._workers.add(index, control)
+    def _on_worker_started(self, started: WorkerStarted, control: socket.socket, flows: int) -> None:
+        link = self._workers.add(started.index, control, started.ends)
         if flows >= 0 and self._flows is not None:
-            self._pipes.append(FlowPipe(flows, self._flows))
+            self._pipes.append(FlowPipe(flows, self._flows, resumed=self._running is not None))
         self._worker_started.set()
+        if self._enforcer is not None and self._enforcer.enforced is not None:
+            task = asyncio.get_running_loop().create_task(self._enforcer.bring_up(link), name="policy for a new worker")
+            self._bringing_up.add(task)
+            task.add_done_callback(self._bringing_up.discard)
 
     def _on_reopen_flows(self) -> None:
         if self._flows is not None:

@@ -32,7 +32,9 @@ FOLDER, LAST_GOOD = "folder", "last-good"
 class Report:
     """The agent writes the fields, everybody else reads through the methods. settings and enforcer: None until they are known."""
 
-    def __init__(self, options: RunOptions, node: str, workers: Workers, flows: FlowFile | None) -> None:
+    def __init__(
+        self, options: RunOptions, node: str, workers: Workers, flows: FlowFile | None, agent_ends: int = 0
+    ) -> None:
         self.phase = STARTING
         self.source = FOLDER
         self.problems: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class Report:
         self._node = node
         self._workers = workers
         self._flows = flows
+        self._agent_ends = agent_ends
         self._started_at = time.monotonic()
         self._last_apply_s: float | None = None
         self._apply_seconds = Histogram("policy_apply_seconds")
@@ -83,6 +86,7 @@ class Report:
         for index, series in by_worker.items():
             found.append(Series("worker_up", "gauge", (str(index),), 0 if series is None else 1))
             found += (each for each in series or () if _counted_by_workers(each))
+        found += (each for each in self._workers.past if _counted_by_workers(each))
         return found
 
     async def status(self) -> NodeStatus:
@@ -126,6 +130,8 @@ class Report:
             Series("build_info", "gauge", (__version__, platform.python_version(), ENGINE_FORM), 1),
             Series("policy_problems", "gauge", (), len(self.problems)),
             self._apply_seconds.series(),
+            Series("process_restarts", "counter", ("agent",), self._agent_ends),
+            Series("process_restarts", "counter", ("worker",), sum(link.ends for link in self._workers.links)),
         ]
         if self.revision:
             found.append(Series("policy_revision_info", "gauge", (self.revision,), 1))

@@ -13,6 +13,7 @@ import msgspec
 
 from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToAgent, ToWorker
 from ..worker_config import read_memfd, sealed_memfd
+from .collector import merged
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,13 @@ _series = msgspec.msgpack.Decoder(list[Series])
 class WorkerLink:
     """One worker. It is not trusted: whatever it sends, the agent neither waits nor fails."""
 
-    def __init__(self, index: int, control: socket.socket, ended: Callable[[WorkerLink], None]) -> None:
-        """control: SOCK_SEQPACKET, non-blocking; closed by close() or when the worker's end is. ended: called once, then."""
+    def __init__(self, index: int, control: socket.socket, ended: Callable[[WorkerLink], None], ends: int = 0) -> None:
+        """control: SOCK_SEQPACKET, non-blocking; closed by close() or when the worker's end is. ended: called once, then.
+
+        ends: how many workers of that index ended before."""
         self.index = index
+        self.ends = ends
+        self.counted: list[Series] = []  # the last that it said
         self.revision: str | None = None  # by which new connections are decided
         self._control = control
         self._ended = ended
@@ -59,6 +64,8 @@ class WorkerLink:
         self._requests += 1
         answer = await self._ask(self._requests, GetStats(self._requests), STATS_TIMEOUT_S)
         assert not isinstance(answer, str)
+        if answer is not None:
+            self.counted = answer
         return answer
 
     def drain(self, seconds: float) -> None:
@@ -133,17 +140,23 @@ class WorkerLink:
 
 
 class Workers:
-    """All workers of the node."""
+    """All workers of the node. past: what workers that ended had counted, as far as they said; it stays in the sums."""
 
     def __init__(self) -> None:
         self.links: list[WorkerLink] = []
+        self.past: list[Series] = []
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
-    def add(self, index: int, control: socket.socket) -> None:
-        """Takes over control."""
+    def add(self, index: int, control: socket.socket, ends: int = 0) -> WorkerLink:
+        """Takes over control. A worker of that index that was there before has ended."""
+        for link in self.links:
+            if link.index == index:
+                link.close()
         self._all_ended.clear()
-        self.links.append(WorkerLink(index, control, self._on_end))
+        added = WorkerLink(index, control, self._on_end, ends)
+        self.links = sorted([*(link for link in self.links if link.index != index), added], key=lambda link: link.index)
+        return added
 
     async def set_policy(self, revision: str, content: bytes) -> list[str]:
         """Give all workers a policy; returns why each that did not take it did not."""
@@ -174,5 +187,6 @@ class Workers:
         return [link for link in self.links if link.alive]
 
     def _on_end(self, link: WorkerLink) -> None:
+        self.past = merged([*self.past, *(each for each in link.counted if each.kind != "gauge")])
         if not self._live():
             self._all_ended.set()

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 from ..settings import NodeSettings
-from .ruleset import EVENTS, CounterKey, change, counter_keys, removal, ruleset
+from .ruleset import EVENTS, CounterKey, change, counter_keys, marker, removal, ruleset
 from .state import KernelState
 from .totals import Count, Totals
 
@@ -95,6 +95,20 @@ class Kernel:
             text = ruleset(state)
             load(text)
         self._state = state
+
+    def recognise(self, state: KernelState) -> bool:
+        """Whether the table holds state, loaded by a process before this one; then apply() goes on from there. Raises KernelError.
+
+        By the chain that is named after it (ruleset.marker): to read back the rules themselves takes seconds where there are many.
+        """
+        try:
+            nft("--terse", "list", "chain", "inet", self._settings.table, marker(state))
+        except KernelError as err:
+            if "No such file or directory" in str(err):
+                return False
+            raise
+        self._state = state
+        return True
 
     def remove(self) -> None:
         """There is no table of ours. Does nothing where there was none. Raises KernelError."""

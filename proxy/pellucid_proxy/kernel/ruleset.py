@@ -5,12 +5,14 @@ Only packed addresses, parsed CIDRs, integers and names made here reach the text
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pellucid_policy.verdict import RuleKey
 
+from .. import __version__
 from ..settings import Marks, NodeSettings
 from .address_rules import address_text, ranges, statements
 from .state import KernelState
@@ -61,6 +63,15 @@ def ruleset(state: KernelState) -> str:
     return f"{removal(state.settings)}table inet {name} {{\n{body}\n}}\n"
 
 
+def marker(state: KernelState) -> str:
+    """The name of the empty chain that says what the table holds: of the revision, the settings and these rules' own text.
+
+    `adopt` has no part in it, for that ends by itself.
+    """
+    plain = "\n".join(_rules(KernelState(state.settings, hold=state.hold, drain=state.drain)))
+    return f"state_{hashlib.sha256(f'{__version__} {state.revision} {plain}'.encode()).hexdigest()[:16]}"
+
+
 def removal(settings: NodeSettings) -> str:
     """One transaction after which there is no table of ours, whether it was there or not."""
     name = _table(settings)
@@ -73,7 +84,9 @@ def change(old: KernelState, new: KernelState) -> str:
         return ruleset(new)
     if (old.groups, old.strangers, old.hold, old.drain) != (new.groups, new.strangers, new.hold, new.drain):
         return renewal(old, new)
-    return "".join(f"{line}\n" for line in (*_elements("delete", old, new), *_elements("add", old, new)))
+    table, gone, come = f"inet {_table(new.settings)}", marker(old), marker(new)
+    renamed = [f"delete chain {table} {gone}", f"add chain {table} {come}"] if gone != come else []
+    return "".join(f"{line}\n" for line in (*_elements("delete", old, new), *_elements("add", old, new), *renamed))
 
 
 def _elements(verb: str, old: KernelState, new: KernelState) -> Iterator[str]:
@@ -136,6 +149,11 @@ def _kind(line: str) -> str:
 
 
 def _body(state: KernelState) -> Iterator[str]:
+    yield from _rules(state)
+    yield from _chain(marker(state), None, [])
+
+
+def _rules(state: KernelState) -> Iterator[str]:
     settings, marks = state.settings, state.settings.marks
     versions = _versions(settings)
     for version in versions:

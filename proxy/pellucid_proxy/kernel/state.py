@@ -24,6 +24,7 @@ class KernelState:
     drain: nothing new is taken; what the proxy carries goes on.
     adopt: nothing tracked connections here before, so that for a minute those of closed pods pass which are in their middle. Later
     such packets are taken for leftovers of the proxy's own.
+    revision: of the policy that this enforces.
     """
 
     settings: NodeSettings
@@ -34,6 +35,7 @@ class KernelState:
     hold: bool = False
     drain: bool = False
     adopt: bool = False
+    revision: str = ""
 
     def __post_init__(self) -> None:
         wrong = {group for group in (*self.members.values(), self.strangers) if group is not None} - set(
@@ -60,4 +62,5 @@ def kernel_state(policy: PolicySet, settings: NodeSettings) -> KernelState:
         members={address: group for address, group in group_of.items() if group is not None},
         direct=frozenset(address for address, group in group_of.items() if group is None),
         strangers=policy.strangers,
+        revision=policy.revision,
     )

@@ -9,15 +9,15 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 import msgspec
 
 from ..settings import NodeSettings
 from ..worker_config import WorkerConfig
 from . import logs
+from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
 from .listeners import open_listeners
 from .lock import locked
@@ -33,6 +33,7 @@ from .messages import (
     WorkerStarted,
 )
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
+from .signals import name, signals_to
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ class Parts:
 
 
 def run(options: RunOptions, parts: Parts = Parts()) -> int:
-    """Enforce the policy until SIGTERM or SIGINT, or until a process of the node ends; returns the exit status (options.py).
+    """Enforce the policy until SIGTERM or SIGINT, or until it turns out that it cannot be; returns the exit status (options.py).
 
-    The first signal drains: live connections go on for options.drain_s; the second ends at once. SIGHUP reopens the flow file.
+    Once it is enforced, an agent or worker that ends is started again. The first signal drains: live connections go on for
+    options.drain_s; the second ends at once. SIGHUP reopens the flow file.
     To be called in the main thread.
     """
     try:
@@ -66,6 +68,27 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
         return refusal.status
 
 
+class Slot:
+    """One worker, whichever process it is. control and flows: the agent's ends of its channel and of its pipe (-1: none), kept open
+    here: what is in them waits for the next agent when one ends."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.child: Child | None = None
+        self.control: socket.socket | None = None
+        self.flows = -1
+        self.backoff = Backoff()
+
+    def let_go(self) -> None:
+        """Close the agent's ends; may be called twice."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        if self.flows >= 0:
+            os.close(self.flows)
+            self.flows = -1
+
+
 class Supervisor:
     """One run. State changes only in the methods named on_*, each called by the loop for one event."""
 
@@ -73,25 +96,35 @@ class Supervisor:
         self._options = options
         self._parts = parts
         self._selector = selectors.DefaultSelector()
-        self._channel, self._agent_end = seqpacket_pair()
+        self._channel: socket.socket | None = None  # to the agent
         self._listeners: tuple[socket.socket, ...] = ()
         self._agent: Child | None = None
-        self._workers: list[Child] = []
-        self._ready = False
+        self._agent_backoff = Backoff()
+        self._configured: Configured | None = None
+        self._knows_workers = False  # the agent at hand has been told of them
+        self._serving = False  # the agent at hand is ready
+        self._slots: list[Slot] = []
+        self._starts: list[tuple[float, Callable[[], None]]] = []  # when, and of what
+        self._ready = False  # enforced, once
         self._asked_to_stop = 0
+        self._stop_later: Stop | None = None  # for an agent that is not ready again yet
+        self._spare = True  # an agent that somebody else kills while it stops has a successor, once
         self._status: int | None = None  # set: the run is ending
         self._kill_at = float("inf")
 
     def run(self) -> int:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
-            stack.enter_context(_signals_to(self._selector, self._on_signal))
-            self._selector.register(self._channel, selectors.EVENT_READ, self._on_channel)
+            stack.enter_context(signals_to(self._selector, self._on_signal))
             self._start_agent()
-            while self._children():
+            while self._children() or self._starts:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
-                if time.monotonic() >= self._kill_at:
+                now = time.monotonic()
+                due, self._starts = [s for s in self._starts if s[0] <= now], [s for s in self._starts if s[0] > now]
+                for _, start in due:
+                    start()
+                if now >= self._kill_at:
                     self._kill_all()
         return FAILED if self._status is None else self._status
 
@@ -105,17 +138,18 @@ class Supervisor:
         drain_s = self._options.drain_s if self._asked_to_stop == 1 and self._ready else 0.0
         if self._asked_to_stop == 1:
             log.info(
-                "%s: stopping; live connections may go on for %g s, a second signal ends them", _name(number), drain_s
+                "%s: stopping; live connections may go on for %g s, a second signal ends them", name(number), drain_s
             )
         self._stop(STOPPED, Stop(drain_s))
 
     def _on_channel(self) -> None:
+        assert self._channel is not None
         try:
             packet = self._channel.recv(MAX_PACKET)
         except (BlockingIOError, ConnectionError):
             return
         if not packet:  # the agent's end is closed: its pidfd tells the rest
-            self._selector.unregister(self._channel)
+            self._close_channel()
             return
         try:
             message = _decoder.decode(packet)
@@ -126,16 +160,26 @@ class Supervisor:
             case Configured() as configured:
                 self._on_configured(configured)
             case Ready(revision=revision):
-                self._ready = True
-                log.info("ready: enforcing revision %s", revision)
+                self._on_ready(revision)
 
     def _on_configured(self, configured: Configured) -> None:
-        if self._status is not None or self._workers:
+        if self._knows_workers or (self._status is not None and self._stop_later is None):
             return
+        self._knows_workers = True
         try:
+            if self._configured is not None:
+                self._configured = configured  # the node's addresses may be others
+                for slot in self._slots:
+                    if slot.child is None:  # waits for its next start, or has drained: the agent waits for all
+                        self._start_worker(slot)
+                    else:
+                        self._introduce(slot)
+                return
+            self._configured = configured
             self._listeners = self._parts.open_listeners(configured.settings)
             for index in range(configured.settings.workers):
-                self._start_worker(index, configured)
+                self._slots.append(Slot(index))
+                self._start_worker(self._slots[-1])
         except Refusal as refusal:
             log.error("%s", refusal)
             self._stop(refusal.status, Stop(0.0, keep_rules=True))  # the agent has not touched the kernel
@@ -143,79 +187,147 @@ class Supervisor:
             log.error("workers cannot be started: %s", err)
             self._stop(FAILED, Stop(0.0))
 
+    def _on_ready(self, revision: str) -> None:
+        self._ready = self._serving = True
+        log.info("ready: enforcing revision %s", revision)
+        if self._stop_later is not None:
+            stop, self._stop_later = self._stop_later, None
+            self._tell_agent(stop)
+
     def _on_agent_end(self) -> None:
         assert self._agent is not None
         agent, self._agent = self._agent, None
         status = self._reap(agent)
+        self._close_channel()
+        self._knows_workers = self._serving = False
+        if self._ready and self._status is None:
+            wait_s = self._agent_backoff.ended(time.monotonic())
+            log.error(
+                "agent %d %s; it is started again%s. Meanwhile workers and kernel go on by the policy in force",
+                agent.process.pid,
+                how_it_ended(status),
+                f" in {wait_s:g} s" if wait_s else "",
+            )
+            self._start_later(wait_s, self._start_agent)
+            return
+        if self._status == STOPPED and self._ready and status < 0 and self._stop_later is None and self._spare:
+            log.error("agent %d %s while it stopped; another one goes on", agent.process.pid, how_it_ended(status))
+            self._spare = False
+            self._stop_later = Stop(max(0.0, self._kill_at - AGENT_GRACE_S - time.monotonic()))
+            self._start_agent()
+            return
         if self._status is None:
             told = status in (FAILED, BAD_POLICY, REFUSED)  # it has said why
-            self._status = status if told and not self._ready else FAILED
-            if self._ready or not told:
+            self._status = status if told else FAILED
+            if not told:
                 log.error("agent %d %s; %s", agent.process.pid, how_it_ended(status), self._what_stays())
         elif status != 0 and self._status == STOPPED:
             log.error("agent %d %s while it stopped; %s", agent.process.pid, how_it_ended(status), self._what_stays())
             self._status = FAILED
-        for worker in self._workers:
-            worker.send_signal(signal.SIGTERM)
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.send_signal(signal.SIGTERM)
+        self._starts.clear()
         self._kill_at = time.monotonic() + WORKER_GRACE_S
 
-    def _on_worker_end(self, worker: Child) -> None:
-        self._workers.remove(worker)
+    def _on_worker_end(self, slot: Slot) -> None:
+        assert slot.child is not None
+        worker, slot.child = slot.child, None
         status = self._reap(worker)
-        if self._status is None and status == 0 and not self._ready:
+        slot.let_go()
+        if self._status is not None:
+            return
+        if status == 0 and not self._ready:
             self._stop(None, Stop(0.0, keep_rules=True))  # the agent ended it, and says by its own end why
-        elif self._status is None:
+        elif not self._ready:
             log.error(
                 "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), self._what_stays()
             )
             self._stop(FAILED, Stop(0.0, keep_rules=True))
+        else:
+            wait_s = slot.backoff.ended(time.monotonic())
+            log.error(
+                "%s, process %d, %s; it is started again%s. Its connections are lost, new ones wait for it or go to others",
+                worker.name,
+                worker.process.pid,
+                how_it_ended(status),
+                f" in {wait_s:g} s" if wait_s else "",
+            )
+            self._start_later(wait_s, lambda: self._start_worker(slot))
 
     # Effects
 
     def _start_agent(self) -> None:
-        config = AgentConfig(self._options, self._agent_end.fileno(), os.getpid())
-        self._agent = spawn("agent", self._parts.agent, config, [self._agent_end.fileno()])
-        self._agent_end.close()
+        self._channel, agent_end = seqpacket_pair()
+        self._selector.register(self._channel, selectors.EVENT_READ, self._on_channel)
+        running = self._configured.settings if self._configured else None
+        config = AgentConfig(self._options, agent_end.fileno(), os.getpid(), running, self._agent_backoff.ends)
+        with agent_end:
+            self._agent = spawn("agent", self._parts.agent, config, [agent_end.fileno()])
         self._selector.register(self._agent.pidfd, selectors.EVENT_READ, self._on_agent_end)
 
-    def _start_worker(self, index: int, configured: Configured) -> None:
+    def _start_worker(self, slot: Slot) -> None:
+        if slot.child is not None:
+            return
+        assert self._configured is not None
         listeners = tuple(listener.fileno() for listener in self._listeners)
         with contextlib.ExitStack() as stack:
-            agent_control, worker_control = (stack.enter_context(end) for end in seqpacket_pair())
-            to_agent, to_worker, flows = [agent_control.fileno()], [*listeners, worker_control.fileno()], -1
+            slot.control, worker_control = seqpacket_pair()
+            stack.enter_context(worker_control)
+            to_worker, flows = [*listeners, worker_control.fileno()], -1
             if self._options.flows is not None:
-                read_end, flows = flow_pipe()
-                stack.callback(os.close, read_end)
+                slot.flows, flows = flow_pipe()
                 stack.callback(os.close, flows)
-                to_agent.append(read_end)
                 to_worker.append(flows)
             config = WorkerConfig(
-                settings=configured.settings,
+                settings=self._configured.settings,
                 listeners=listeners,
                 control=worker_control.fileno(),
                 flows=flows,
-                node=configured.node,
-                index=index,
-                node_addresses=configured.node_addresses,
+                node=self._configured.node,
+                index=slot.index,
+                node_addresses=self._configured.node_addresses,
                 parent=os.getpid(),
             )
-            worker = spawn(f"worker {index}", self._parts.worker, config, to_worker)
-            self._workers.append(worker)
-            self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(worker))
-            self._tell_agent(WorkerStarted(index, has_flows=flows >= 0), to_agent)
+            slot.child = spawn(f"worker {slot.index}", self._parts.worker, config, to_worker)
+        self._selector.register(slot.child.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(slot))
+        if self._knows_workers:
+            self._introduce(slot)
+
+    def _introduce(self, slot: Slot) -> None:
+        """Tell the agent of a worker; one that is not there is told of when it is."""
+        if slot.control is not None:
+            descriptors = [slot.control.fileno(), *([slot.flows] if slot.flows >= 0 else [])]
+            self._tell_agent(WorkerStarted(slot.index, slot.flows >= 0, slot.backoff.ends), descriptors)
+
+    def _start_later(self, wait_s: float, start: Callable[[], None]) -> None:
+        self._starts.append((time.monotonic() + wait_s, start))
 
     def _stop(self, status: int | None, stop: Stop) -> None:
         """Have the agent end; whatever lives after its time is killed. The first status stays; None: the agent's own."""
         if self._status is None:
             self._status = status
         self._kill_at = time.monotonic() + stop.drain_s + AGENT_GRACE_S
-        self._tell_agent(stop)
+        if self._ready and not self._serving:  # only an agent that knows the rules can take them away
+            self._stop_later = stop
+            self._starts = [(0.0, self._start_agent)] if self._agent is None else []
+        else:
+            self._starts.clear()
+            self._tell_agent(stop)
 
     def _tell_agent(self, message: ToAgent, descriptors: list[int] | None = None) -> None:
+        if self._channel is None:
+            return
         with contextlib.suppress(
             ConnectionError, BlockingIOError
         ):  # it has ended: its pidfd tells; or hangs: _kill_at ends it
             socket.send_fds(self._channel, [msgspec.msgpack.encode(message)], descriptors or [])
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._selector.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
 
     def _reap(self, child: Child) -> int:
         self._selector.unregister(child.pidfd)
@@ -225,6 +337,8 @@ class Supervisor:
         for child in self._children():
             log.warning("%s, process %d, does not end; killing it", child.name, child.process.pid)
             child.send_signal(signal.SIGKILL)
+        self._starts.clear()
+        self._spare = False
         self._kill_at = float("inf")
 
     def _close(self) -> None:
@@ -232,17 +346,22 @@ class Supervisor:
         for child in self._children():
             child.send_signal(signal.SIGKILL)
             child.close()
-        for end in (self._channel, self._agent_end, *self._listeners):
-            end.close()
+        for slot in self._slots:
+            slot.let_go()
+        self._close_channel()
+        for listener in self._listeners:
+            listener.close()
         self._selector.close()
 
     # Answers
 
     def _children(self) -> list[Child]:
-        return [*self._workers, *([self._agent] if self._agent else [])]
+        workers = [slot.child for slot in self._slots if slot.child is not None]
+        return [*workers, *([self._agent] if self._agent else [])]
 
     def _patience(self) -> float | None:
-        return None if self._kill_at == float("inf") else max(0.0, self._kill_at - time.monotonic())
+        due = min([self._kill_at, *(at for at, _ in self._starts)])
+        return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _what_stays(self) -> str:
         if not self._ready:
@@ -251,38 +370,3 @@ class Supervisor:
             "stopping. The kernel rules stay: pods with failureMode Closed are refused, all others pass without policy. "
             "Cure: start `pellucid run` again; to give up the rules instead, `nft delete table inet pellucid`"
         )
-
-
-@contextlib.contextmanager
-def _signals_to(selector: selectors.BaseSelector, handle: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP become events of the selector; the previous handlers come back at the end."""
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    previous = {number: signal.signal(number, _noted) for number in numbers}
-    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def read() -> None:
-        for number in reader.recv(64):
-            if number in numbers:
-                handle(number)
-
-    selector.register(reader, selectors.EVENT_READ, read)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(previous_fd)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        selector.unregister(reader)
-        reader.close()
-        writer.close()
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """The wakeup descriptor carries the signal; a handler must exist for it to be written."""
-
-
-def _name(number: int) -> str:
-    return signal.Signals(number).name

@@ -11,15 +11,21 @@ MAX_PACKET = 1 << 20
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
-    """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor."""
+    """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor.
+
+    running: None at the start of a run; else an agent before this one ended, workers enforce its policy and have these settings,
+    and the kernel has its rules. ends: how many agents of this run ended so far."""
 
     options: RunOptions
     channel: int
     parent: int
+    running: NodeSettings | None = None
+    ends: int = 0
 
 
 class Configured(msgspec.Struct, tag=True, frozen=True):
-    """Agent to supervisor: policy and settings are good; open the listeners and start settings.workers workers.
+    """Agent to supervisor: policy and settings are good; open the listeners and start settings.workers workers, or tell of those
+    that run.
 
     Nothing in the kernel has been changed so far. node_addresses: packed."""
 
@@ -35,10 +41,13 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class WorkerStarted(msgspec.Struct, tag=True, frozen=True):
-    """Supervisor to agent, with descriptors: the worker's control socket, and the read end of its flow pipe if has_flows."""
+    """Supervisor to agent, with descriptors: the worker's control socket, and the read end of its flow pipe if has_flows.
+
+    ends: how many workers of that index ended so far."""
 
     index: int
     has_flows: bool
+    ends: int = 0
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):

@@ -1,4 +1,5 @@
-"""A client that opens HTTP connections as fast as they go until its standard input ends; then it prints how they ended, as JSON.
+"""A client that opens HTTP connections as fast as they go until its standard input ends; then it prints how they ended and how many
+seconds the slowest one took that was answered, as JSON.
 
 usage: load.py PORT NAME PARALLEL ADDRESS...
 """
@@ -11,6 +12,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 
 ANSWER = b"\r\n\r\nok\n"
@@ -41,12 +43,17 @@ def main() -> None:
     request = f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode()
     stop = threading.Event()
     counts = [Counter[str]() for _ in range(int(parallel))]
+    slowest = [0.0] * int(parallel)
 
     def work(count: Counter[str], offset: int) -> None:
         for address in itertools.islice(itertools.cycle(addresses), offset, None):
             if stop.is_set():
                 return
-            count[once(address, int(port), request)] += 1
+            began = time.monotonic()
+            ended = once(address, int(port), request)
+            count[ended] += 1
+            if ended == "ok":
+                slowest[offset] = max(slowest[offset], time.monotonic() - began)
 
     threads = [threading.Thread(target=work, args=(count, at)) for at, count in enumerate(counts)]
     for thread in threads:
@@ -55,7 +62,7 @@ def main() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    print(json.dumps(sum(counts, Counter[str]())))
+    print(json.dumps({"ended": sum(counts, Counter[str]()), "slowest_s": max(slowest)}))
 
 
 if __name__ == "__main__":

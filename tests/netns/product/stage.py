@@ -250,12 +250,13 @@ class CountingServer:
 class Load:
     """Connections from host to addresses, as fast as they go, by a process of its own, from entering to leaving the context.
 
-    ended: afterwards, how many ended in which way; ok: the server's whole answer came."""
+    Afterwards: ended: how many ended in which way; ok: the server's whole answer came. slowest_s: of those that were answered."""
 
     PROGRAM = Path(__file__).with_name("load.py")
 
     def __init__(self, host: Namespace, addresses: Sequence[str], port: int, name: str, *, parallel: int = 8) -> None:
         self.ended: dict[str, int] = {}
+        self.slowest_s = 0.0
         self._command = [sys.executable, str(self.PROGRAM), str(port), name, str(parallel), *addresses]
         self._host = host
 
@@ -267,4 +268,5 @@ class Load:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         said, _ = self._process.communicate(timeout=30)  # the end of its standard input tells it to stop
-        self.ended = json.loads(said)
+        told = json.loads(said)
+        self.ended, self.slowest_s = told["ended"], told["slowest_s"]

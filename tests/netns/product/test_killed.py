@@ -23,9 +23,10 @@ RULES = f"""
 POLICIES = policy(RULES, name="closed", pod="closed") + policy(RULES, name="open", pod="open", spec="failureMode: Open")
 
 
-@pytest.mark.parametrize("first", ["all", "supervisor", "agent", "worker0"])
+@pytest.mark.parametrize("first", ["all", "supervisor"])
 def test_no_packet_of_a_closed_pod_passes_and_open_pods_are_counted(tmp_path: Path, figure: Figure, first: str) -> None:
-    """first: who is killed; who is left then must not open the way while it ends, and is killed if it does not end."""
+    """first: who is killed; who is left then must not open the way while it ends. Agents and workers alone are started again:
+    test_crashes.py."""
     with (
         Stage(tmp_path, pods=("closed", "open")) as stage,
         CountingServer(stage["web"], 80) as allowed,

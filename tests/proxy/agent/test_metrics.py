@@ -14,7 +14,8 @@ from pellucid_proxy.metrics import LABELS, METRICS, exposed_name, markdown
 
 ROOT = Path(__file__).resolve().parents[3]
 BOUNDED = {
-    "action", "reason", "policy", "rule", "direction", "protocol", "stage", "worker", "event", "revision", "version", "python", "engine",
+    "action", "reason", "policy", "rule", "direction", "process", "protocol", "stage", "worker", "event", "revision", "version", "python",
+    "engine",
 }  # fmt: skip
 
 

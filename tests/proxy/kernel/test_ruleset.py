@@ -144,7 +144,9 @@ def test_a_policy_set_becomes_groups_members_direct_pods_and_strangers() -> None
         Pod("test", "b", "", "default", "", (ADDRESSES[1],), None),
     )
     made = kernel_state(PolicySet("r", (Group((), tree, None, GROUP),), pods, 0, ()), SETTINGS)
-    assert made == KernelState(SETTINGS, (GROUP,), {ADDRESSES[0]: 0, ADDRESSES[2]: 0}, frozenset([ADDRESSES[1]]), 0)
+    assert made == KernelState(
+        SETTINGS, (GROUP,), {ADDRESSES[0]: 0, ADDRESSES[2]: 0}, frozenset([ADDRESSES[1]]), 0, revision="r"
+    )
 
 
 def test_totals_add_up() -> None:

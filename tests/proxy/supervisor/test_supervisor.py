@@ -145,21 +145,39 @@ def test_what_the_agent_refuses_at_the_start_is_the_exit_status(runs: Runs, agen
     assert runs.start(FAKE_AGENT=f"exit {agent}").status() == supervisor
 
 
-def test_a_dead_worker_stops_the_rest_and_the_rules_stay(runs: Runs) -> None:
-    run = runs.start(FAKE_WORKER="dies")
+def test_a_dead_worker_is_started_again_and_the_agent_gets_its_new_ends(runs: Runs) -> None:
+    run = runs.start(flows="records")
+    run.until_ready()
+    wait_until_logged(run, "enforcing revision rev-1")
+    for ends in (1, 2):
+        os.kill(int(run.until(r"worker 1 up (\d+)", times=ends)[1]), signal.SIGKILL)
+        run.until(rf"agent got WorkerStarted\(index=1, has_flows=True, ends={ends}\) and 2 descriptors")
+    run.until("worker 1 up", times=3)
+    run.signal(signal.SIGTERM)
+    run.until("agent got Stop")
+    assert "worker 1, process" in run.errors
+    assert "was killed by SIGKILL; it is started again" in run.errors
+
+
+def test_a_dead_agent_is_started_again_and_told_of_the_workers_that_run(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="dies")
+    workers = [int(run.until(rf"worker {index} up (\d+)")[1]) for index in range(2)]
+    wait_until_logged(run, "enforcing revision rev-1")
+    run.signal(signal.SIGHUP)
+    run.until("agent up", times=2)
+    run.until(r"agent got WorkerStarted\(index=\d, has_flows=False, ends=0\) and 1 descriptors", times=4)
+    assert not any(gone(pid) for pid in workers)
+    assert "was killed by SIGKILL; it is started again" in run.errors
+    run.signal(signal.SIGTERM)
+    run.until(r"agent got Stop\(drain_s=0.5, keep_rules=False\)")
+
+
+def test_a_worker_that_dies_before_the_policy_is_enforced_ends_the_run_and_the_rules_stay(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="unready", FAKE_WORKER="dies")
     run.until(r"agent got Stop\(drain_s=0.0, keep_rules=True\)")
     assert run.status() == 1
     assert re.search(r"worker 1, process \d+, was killed by SIGSEGV", run.errors)
-
-
-def test_a_dead_agent_stops_the_workers_and_the_log_says_what_stays(runs: Runs) -> None:
-    run = runs.start(FAKE_AGENT="dies")
-    workers = [int(run.until(rf"worker {index} up (\d+)")[1]) for index in range(2)]
-    run.signal(signal.SIGHUP)
-    assert run.status() == 1
-    assert all(gone(pid) for pid in workers)
-    assert "was killed by SIGKILL" in run.errors
-    assert "nft delete table inet pellucid" in run.errors
+    assert "it was not enforcing yet" in run.errors
 
 
 def test_nothing_outlives_a_killed_supervisor(runs: Runs) -> None:
@@ -177,12 +195,12 @@ def test_workers_get_listeners_and_a_pipe_and_the_agent_their_other_ends(runs: R
         "node-1 listening [1] flows True",
         "node-1 listening [1] flows True",
     ]
-    run.until(r"agent got WorkerStarted\(index=1, has_flows=True\) and 2 descriptors")
+    run.until(r"agent got WorkerStarted\(index=1, has_flows=True, ends=0\) and 2 descriptors")
 
 
 def test_no_pipe_where_flow_records_are_off(runs: Runs) -> None:
     run = runs.start()
-    run.until(r"agent got WorkerStarted\(index=0, has_flows=False\) and 1 descriptors")
+    run.until(r"agent got WorkerStarted\(index=0, has_flows=False, ends=0\) and 1 descriptors")
     run.until("worker 0 up .* flows False")
 
 
