@@ -17,7 +17,8 @@ ENDINGS = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES = 16 << 20
 MAX_DEPTH = 8  # of folders in folders: a symlink may lead in circles
 
-DEBOUNCE_MS = 50  # events of the kernel are gathered so long at most
+DEBOUNCE_MS = 100  # events of the kernel are gathered so long at most
+LOOK_MS = 100  # how often watchfiles looks whether there are any: each look wakes a CPU that traffic may need
 SETTLE_S = 0.02  # no change for so long: nobody is in the middle of writing
 MAX_SETTLE_S = 0.5  # a folder that changes all the time is read nevertheless
 POLL_S = 0.25  # events are the quick way, this the sure one: a folder renamed, a symlink switched far away, a network file system
@@ -91,7 +92,7 @@ class FolderWatch:
                     self._folder,
                     watch_filter=None,
                     debounce=DEBOUNCE_MS,
-                    step=10,
+                    step=LOOK_MS,
                     stop_event=self._moved,
                     ignore_permission_denied=True,
                 ):
