@@ -60,6 +60,20 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
     help="How long live connections may go on after the first SIGTERM or Ctrl-C. A second one ends at once.",
 )
 @click.option(
+    "--takeover",
+    is_flag=True,
+    help="Take the place of the instance that runs with the same --state, if one does: it hands over its sockets, and its live "
+    "connections go on in its processes until they end. If this one does not come to enforce, the other goes on.",
+)
+@click.option(
+    "--handover-drain",
+    type=click.FloatRange(0),
+    default=86400.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long live connections may go on after another instance has taken this one's place.",
+)
+@click.option(
     "--allow-dial",
     type=NETWORK,
     multiple=True,
@@ -85,6 +99,8 @@ def command(
     node: str,
     source_address: str | None,
     drain: float,
+    takeover: bool,
+    handover_drain: float,
     allow_dial: tuple[str, ...],
     log_level: str,
 ) -> None:
@@ -98,6 +114,7 @@ def command(
     \b
     pellucid run --policy examples/quickstart --scope 10.244.0.0/16
     pellucid run --policy /etc/pellucid --metrics 127.0.0.1:9090 --flows /var/log/pellucid/flows.json
+    pellucid run --takeover --policy /etc/pellucid …   # a new version, without a lost connection
 
     \b
     Exit status: 0 stopped on request
@@ -118,6 +135,8 @@ def command(
         workers=workers,
         source_address=source_address,
         allow_dial=allow_dial,
+        takeover=takeover,
+        handover_drain_s=handover_drain,
         log_level=log_level.upper(),
     )
     ctx.exit(run(options))

@@ -39,12 +39,14 @@ class Instance:
         *,
         scope: Sequence[str] = (),
         options: Sequence[str] = ("--drain", "2"),
+        log: str = "log",
     ) -> None:
         self.state = folder / "state"
-        self.log = folder / "log"
+        self.log = folder / log
         self.flows = folder / "flows.json"
         self.flows.touch()
         self._node = node
+        self._place = policy, folder, tuple(scope), tuple(options)
         self._command = [
             sys.executable,
             "-m",
@@ -58,11 +60,21 @@ class Instance:
         self._command += ["--flows", str(self.flows), *(f"--scope={each}" for each in scope), *options]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
+    def successor(self, *options: str) -> Instance:
+        """One that takes this one's place when it is entered: the same command line, with options added."""
+        policy, folder, scope, own = self._place
+        log = f"log.{len(list(folder.glob('log*')))}"
+        return Instance(self._node, policy, folder, scope=scope, options=(*own, "--takeover", *options), log=log)
+
+    def start(self) -> None:
+        """Its process is there; whoever does not enter it waits and stops."""
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C on the terminal is for whoever runs the lab, who then stops this in order.
             command = ["setpriv", "--pdeathsig", "TERM", "setsid", *self._command]
             self._process = self._node.popen(command, stderr=log, stdout=log, env=dict(os.environ))
+
+    def __enter__(self) -> Self:
+        self.start()
         try:
             self.wait_ready(READY_S)
         except BaseException:
@@ -84,7 +96,8 @@ class Instance:
             if status is not None:
                 raise NotReady(f"pellucid run ended with status {status}:\n{self.log_end()}")
             try:
-                if read_status(str(self.state)).phase == "enforcing":
+                told = read_status(str(self.state))
+                if told.phase == "enforcing" and told.pid == self._process.pid:  # and not the one before it
                     return
             except NotRunning:
                 pass  # not yet
@@ -95,6 +108,11 @@ class Instance:
     def running(self) -> bool:
         """Whether its process is there."""
         return self._process is not None and self._process.poll() is None
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended by itself. Raises TimeoutExpired."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
 
     def stop(self) -> int | None:
         """It has ended, in order or, after STOP_S, by force; its exit status, or None if it had been stopped before."""

@@ -53,6 +53,7 @@ class DataPath:
 
     def recognise(self, state: KernelState) -> bool:
         """Whether the kernel holds state already; what follows then changes it. Raises KernelError."""
+        self._adopt = False  # rules of ours, these or others, made it track
         return self._kernel.recognise(state)
 
     def remove(self) -> None:

@@ -64,14 +64,15 @@ class Enforcer:
         self.touched = True
         await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
 
-    async def resume(self, policy: PolicySet | None) -> None:
+    async def resume(self, policy: PolicySet | None, settings: NodeSettings) -> None:
         """Go on where an agent that ended has left off: workers and kernel enforce, and nothing is to be held. Raises KernelError.
 
-        policy: what it may have enforced last. Where the kernel has just these rules, they are changed from now on, never replaced.
+        policy: what it may have enforced last, with settings. Where the kernel has just these rules, they are changed from now on,
+        never replaced.
         """
         self._inherited = self.touched = True
         if policy is not None:
-            state = kernel_state(policy, self._settings)
+            state = kernel_state(policy, settings)
             known = await self._in_kernel(lambda: self._rules.recognise(state))
             log.info(
                 "the kernel's rules are %s", "recognised" if known else "not those of the last policy: replacing them"

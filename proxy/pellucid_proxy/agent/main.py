@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pellucid_policy.compile import PolicySet
 
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
-from ..supervisor.messages import AgentConfig, Configured, Ready, Stop, WorkerStarted
+from ..supervisor.messages import AgentConfig, Configured, Left, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
 from . import last_good, report
 from .channel import SupervisorChannel
@@ -22,7 +23,7 @@ from .data_path import DataPath, node_addresses
 from .enforcer import Enforcer, Rules
 from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
-from .node_settings import differences, node_settings
+from .node_settings import differences, fixed_differences, node_settings
 from .policy import Accepted, BadPolicy, accept_folder
 from .source_files import FolderWatch, fingerprint, written_at
 from .status import remove_socket, serve_status
@@ -62,11 +63,12 @@ class Agent:
     def __init__(self, config: AgentConfig, node: Node, flows: FlowFile | None) -> None:
         self._options = config.options
         self._running = config.running
+        self._takes_over = config.takes_over
         self._node = node
         self._name = config.options.node or socket.gethostname()
         self._flows = flows
         self._pipes: list[FlowPipe] = []
-        self._workers = Workers()
+        self._workers = Workers(self._on_worker_left)
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
@@ -158,11 +160,16 @@ class Agent:
     async def _configure(self, accepted: Accepted) -> None:
         """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
         wished = node_settings(self._options, accepted.wishes)
-        self._settings = self._report.settings = settings = self._running or wished
+        settings = self._running or wished
         if self._running is None:
             await asyncio.to_thread(self._node.preflight, settings)
+        elif self._takes_over:
+            if fixed := fixed_differences(self._running, wished):
+                raise Refusal("\n".join(fixed))
+            settings = wished
         elif changed := differences(settings, wished):
             self._refuse(changed)
+        self._settings = self._report.settings = settings
         try:
             rules = self._node.rules(settings)
         except KernelError as err:
@@ -170,7 +177,7 @@ class Agent:
         self._enforcer = self._report.enforcer = Enforcer(self._workers, rules, settings)
         addresses = await asyncio.to_thread(self._node.addresses)
         self._channel.send(Configured(settings, self._name, addresses))
-        while len(self._workers.links) < settings.workers:
+        while len(self._workers.staying) < settings.workers:
             await self._worker_started.wait()
             self._worker_started.clear()
 
@@ -180,7 +187,7 @@ class Agent:
             if self._running is None:
                 await self._enforcer.hold()
             else:
-                await self._enforcer.resume(await self._last_enforced())
+                await self._enforcer.resume(await self._last_enforced(), self._running)
         except KernelError as err:
             raise Refusal(f"kernel rules: {err}", REFUSED) from err
         problems = await self._enforcer.enforce(accepted.policy)
@@ -262,6 +269,8 @@ class Agent:
         try:
             if enforcer is not None and stop.drain_s and not stop.keep_rules:
                 await enforcer.drain()
+            if stop.keep_workers:
+                return True
             await self._end_workers(stop)
             self._report.phase = report.STOPPING
             if enforcer is not None and not stop.keep_rules:
@@ -305,14 +314,19 @@ class Agent:
     # What the supervisor sends
 
     def _on_worker_started(self, started: WorkerStarted, control: socket.socket, flows: int) -> None:
-        link = self._workers.add(started.index, control, started.ends)
+        link = self._workers.add(started.index, control, started.ends, started.leaving)
         if flows >= 0 and self._flows is not None:
             self._pipes.append(FlowPipe(flows, self._flows, resumed=self._running is not None))
+        elif flows >= 0:  # a leaving worker's: this run keeps no records
+            os.close(flows)
         self._worker_started.set()
         if self._enforcer is not None and self._enforcer.enforced is not None:
             task = asyncio.get_running_loop().create_task(self._enforcer.bring_up(link), name="policy for a new worker")
             self._bringing_up.add(task)
             task.add_done_callback(self._bringing_up.discard)
+
+    def _on_worker_left(self, index: int) -> None:
+        self._channel.send(Left(index))
 
     def _on_reopen_flows(self) -> None:
         if self._flows is not None:

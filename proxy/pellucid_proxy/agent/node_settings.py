@@ -57,6 +57,20 @@ def marks(mask: int) -> Marks:
     return Marks(mask=low | high, intercept=high, reply=low, egress=low | high)
 
 
+LIVE_SOCKETS_HAVE = ("marks", "table", "listen_port", "route_table", "rule_pref", "ipv6")
+"""What listeners and connections carry on when another instance takes over."""
+
+
+def fixed_differences(running: NodeSettings, wished: NodeSettings) -> list[str]:
+    """A line for each field that an instance which takes over has to leave as it is."""
+    return [
+        f"--takeover: {field}: is {_shown(getattr(running, field))}, {_shown(getattr(wished, field))} is asked for; "
+        "leave it as it is, or stop the instance that runs and start anew"
+        for field in LIVE_SOCKETS_HAVE
+        if getattr(running, field) != getattr(wished, field)
+    ]
+
+
 def differences(running: NodeSettings, wished: NodeSettings) -> list[str]:
     """A line for each field that would have to change while it cannot."""
     return [

@@ -28,12 +28,20 @@ _series = msgspec.msgpack.Decoder(list[Series])
 class WorkerLink:
     """One worker. It is not trusted: whatever it sends, the agent neither waits nor fails."""
 
-    def __init__(self, index: int, control: socket.socket, ended: Callable[[WorkerLink], None], ends: int = 0) -> None:
+    def __init__(
+        self,
+        index: int,
+        control: socket.socket,
+        ended: Callable[[WorkerLink], None],
+        ends: int = 0,
+        leaving: bool = False,
+    ) -> None:
         """control: SOCK_SEQPACKET, non-blocking; closed by close() or when the worker's end is. ended: called once, then.
 
-        ends: how many workers of that index ended before."""
+        ends: how many workers of that index ended before. leaving: of an instance before this one; it accepts nothing more."""
         self.index = index
         self.ends = ends
+        self.leaving = leaving
         self.counted: list[Series] = []  # the last that it said
         self.revision: str | None = None  # by which new connections are decided
         self._control = control
@@ -142,27 +150,38 @@ class WorkerLink:
 class Workers:
     """All workers of the node. past: what workers that ended had counted, as far as they said; it stays in the sums."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: Callable[[int], object] = int) -> None:
+        """left: called with the index of a leaving worker that has ended; by default nobody hears."""
         self.links: list[WorkerLink] = []
+        self._left = left
         self.past: list[Series] = []
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
-    def add(self, index: int, control: socket.socket, ends: int = 0) -> WorkerLink:
+    @property
+    def staying(self) -> list[WorkerLink]:
+        """Those of this run."""
+        return [link for link in self.links if not link.leaving]
+
+    def add(self, index: int, control: socket.socket, ends: int = 0, leaving: bool = False) -> WorkerLink:
         """Takes over control. A worker of that index that was there before has ended."""
         for link in self.links:
             if link.index == index:
                 link.close()
         self._all_ended.clear()
-        added = WorkerLink(index, control, self._on_end, ends)
+        added = WorkerLink(index, control, self._on_end, ends, leaving)
         self.links = sorted([*(link for link in self.links if link.index != index), added], key=lambda link: link.index)
         return added
 
     async def set_policy(self, revision: str, content: bytes) -> list[str]:
-        """Give all workers a policy; returns why each that did not take it did not."""
-        return [
-            why for why in await asyncio.gather(*(link.set_policy(revision, content) for link in self._live())) if why
-        ]
+        """Give all workers a policy; returns why each that did not take it did not. A leaving one may be too old to know it: it goes on
+        by the one that it has."""
+        links = self._live()
+        answers = await asyncio.gather(*(link.set_policy(revision, content) for link in links))
+        for link, why in zip(links, answers, strict=True):
+            if why and link.leaving and link.alive:
+                log.warning("leaving %s; its connections go on by the policy that it has", why)
+        return [why for link, why in zip(links, answers, strict=True) if why and not link.leaving]
 
     async def stats(self) -> dict[int, list[Series] | None]:
         """What each worker counted, by index; None for one that did not answer in time."""
@@ -188,5 +207,8 @@ class Workers:
 
     def _on_end(self, link: WorkerLink) -> None:
         self.past = merged([*self.past, *(each for each in link.counted if each.kind != "gauge")])
+        if link.leaving and link in self.links:
+            self.links.remove(link)
+            self._left(link.index)
         if not self._live():
             self._all_ended.set()

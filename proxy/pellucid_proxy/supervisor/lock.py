@@ -11,10 +11,10 @@ from .options import Refusal
 
 
 @contextlib.contextmanager
-def locked(state: str) -> Iterator[None]:
-    """Holds the state folder for this process, making it (mode 0700) if it is missing.
+def locked(state: str) -> Iterator[int]:
+    """Holds the state folder for this process, making it (mode 0700) if it is missing; yields the descriptor that holds the lock.
 
-    The kernel lets go of the lock when the process ends, however it ends. Raises Refusal naming the holder.
+    The kernel lets go of the lock when the last process that has the descriptor ends, however it ends. Raises Refusal naming the holder.
     """
     path = os.path.join(state, "lock")
     try:
@@ -32,8 +32,13 @@ def locked(state: str) -> Iterator[None]:
             raise Refusal(
                 f"--state: pellucid already runs with {state}, as process {holder}; stop it, or give another folder"
             ) from err
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        yield
+        sign(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def sign(fd: int) -> None:
+    """The lock's file names this process as the holder."""
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)

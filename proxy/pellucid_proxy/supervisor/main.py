@@ -14,17 +14,21 @@ from dataclasses import dataclass
 
 import msgspec
 
+from .. import __version__
+from ..control import Drain
 from ..settings import NodeSettings
 from ..worker_config import WorkerConfig
 from . import logs
 from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
+from .handover import Inheritance, InheritedWorker, take_over
 from .listeners import open_listeners
-from .lock import locked
+from .lock import locked, sign
 from .messages import (
     MAX_PACKET,
     AgentConfig,
     Configured,
+    Left,
     Ready,
     ReopenFlows,
     Stop,
@@ -34,6 +38,7 @@ from .messages import (
 )
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
+from .successor import Successor
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +66,14 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
     """
     try:
         logs.start("supervisor", options.log_level)
-        with locked(options.state):
-            return Supervisor(options, parts).run()
+        inheritance = take_over(options.state, __version__) if options.takeover else None
+        with contextlib.ExitStack() as stack:
+            if inheritance is None:
+                lock = stack.enter_context(locked(options.state))
+            else:
+                lock = inheritance.lock
+                stack.callback(os.close, lock)
+            return Supervisor(options, parts, lock, inheritance).run()
     except Refusal as refusal:
         log.error("%s", refusal)
         return refusal.status
@@ -70,13 +81,14 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
 
 class Slot:
     """One worker, whichever process it is. control and flows: the agent's ends of its channel and of its pipe (-1: none), kept open
-    here: what is in them waits for the next agent when one ends."""
+    here: what is in them waits for the next agent when one ends. inherited: it is leaving, and no child of ours."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, inherited: InheritedWorker | None = None) -> None:
         self.index = index
+        self.leaving = inherited is not None
         self.child: Child | None = None
-        self.control: socket.socket | None = None
-        self.flows = -1
+        self.control = None if inherited is None else socket.socket(fileno=inherited.control)
+        self.flows = -1 if inherited is None else inherited.flows
         self.backoff = Backoff()
 
     def let_go(self) -> None:
@@ -92,12 +104,17 @@ class Slot:
 class Supervisor:
     """One run. State changes only in the methods named on_*, each called by the loop for one event."""
 
-    def __init__(self, options: RunOptions, parts: Parts) -> None:
+    def __init__(self, options: RunOptions, parts: Parts, lock: int, inheritance: Inheritance | None = None) -> None:
+        """lock: of the state folder, the caller's."""
         self._options = options
         self._parts = parts
+        self._lock = lock
+        self._inheritance = inheritance  # until it is ours for good
+        self._successor: Successor | None = None  # who may take it over in turn, once there is something to take
+        self._handed_over = False  # it did: what is left are workers with connections
         self._selector = selectors.DefaultSelector()
         self._channel: socket.socket | None = None  # to the agent
-        self._listeners: tuple[socket.socket, ...] = ()
+        self._listeners = tuple(socket.socket(fileno=fd) for fd in inheritance.listeners) if inheritance else ()
         self._agent: Child | None = None
         self._agent_backoff = Backoff()
         self._configured: Configured | None = None
@@ -116,11 +133,15 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
             stack.enter_context(signals_to(self._selector, self._on_signal))
+            if self._inheritance is not None:
+                self._selector.register(self._inheritance.connection, selectors.EVENT_READ, self._on_predecessor)
             self._start_agent()
             while self._children() or self._starts:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 now = time.monotonic()
+                if self._successor is not None:
+                    self._successor.check(now)
                 due, self._starts = [s for s in self._starts if s[0] <= now], [s for s in self._starts if s[0] > now]
                 for _, start in due:
                     start()
@@ -134,13 +155,40 @@ class Supervisor:
         if number == signal.SIGHUP:
             self._tell_agent(ReopenFlows())
             return
+        if self._successor is not None and self._successor.holds:
+            log.info("%s: heeded when the hand-over is through", name(number))
+            self._successor.afterwards(lambda: self._on_signal(number))
+            return
         self._asked_to_stop += 1
+        if self._handed_over:
+            self._on_signal_afterwards(number)
+            return
         drain_s = self._options.drain_s if self._asked_to_stop == 1 and self._ready else 0.0
         if self._asked_to_stop == 1:
             log.info(
                 "%s: stopping; live connections may go on for %g s, a second signal ends them", name(number), drain_s
             )
         self._stop(STOPPED, Stop(drain_s))
+
+    def _on_signal_afterwards(self, number: int) -> None:
+        """The rules are the successor's: a service manager that ends the old instance now shall not cut its connections."""
+        if self._asked_to_stop == 1:
+            log.info(
+                "%s: live connections may go on, as they may since the hand-over; a second signal ends them",
+                name(number),
+            )
+            return
+        self._kill_at = time.monotonic() + WORKER_GRACE_S
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.send_signal(signal.SIGTERM)
+
+    def _on_predecessor(self) -> None:
+        """It says nothing any more: it has ended, or takes up its work again."""
+        assert self._inheritance is not None
+        log.error("the instance that was to be replaced has taken its work back")
+        self._drop_inheritance()
+        self._stop(FAILED, Stop(0.0, keep_rules=True, keep_workers=True))
 
     def _on_channel(self) -> None:
         assert self._channel is not None
@@ -161,6 +209,10 @@ class Supervisor:
                 self._on_configured(configured)
             case Ready(revision=revision):
                 self._on_ready(revision)
+            case Left(index=index):
+                for slot in [slot for slot in self._slots if slot.leaving and slot.index == index]:
+                    slot.let_go()
+                    self._slots.remove(slot)
 
     def _on_configured(self, configured: Configured) -> None:
         if self._knows_workers or (self._status is not None and self._stop_later is None):
@@ -170,16 +222,24 @@ class Supervisor:
             if self._configured is not None:
                 self._configured = configured  # the node's addresses may be others
                 for slot in self._slots:
-                    if slot.child is None:  # waits for its next start, or has drained: the agent waits for all
+                    if (
+                        slot.child is None and not slot.leaving
+                    ):  # waits for its next start, or has drained: the agent waits for all
                         self._start_worker(slot)
                     else:
                         self._introduce(slot)
                 return
             self._configured = configured
-            self._listeners = self._parts.open_listeners(configured.settings)
+            if self._inheritance is None:
+                self._listeners = self._parts.open_listeners(configured.settings)
             for index in range(configured.settings.workers):
                 self._slots.append(Slot(index))
                 self._start_worker(self._slots[-1])
+            for index, worker in enumerate(
+                self._inheritance.workers if self._inheritance else (), configured.settings.workers
+            ):
+                self._slots.append(Slot(index, worker))
+                self._introduce(self._slots[-1])
         except Refusal as refusal:
             log.error("%s", refusal)
             self._stop(refusal.status, Stop(0.0, keep_rules=True))  # the agent has not touched the kernel
@@ -190,6 +250,13 @@ class Supervisor:
     def _on_ready(self, revision: str) -> None:
         self._ready = self._serving = True
         log.info("ready: enforcing revision %s", revision)
+        if self._inheritance is not None:
+            self._inheritance.taken()  # closes the connection: a selector forgets what is closed only if it is told before
+            self._drop_inheritance()
+            sign(self._lock)
+            log.info("the instance before this one has handed over; its live connections go on")
+        if self._successor is None:
+            self._await_successor()
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
@@ -200,6 +267,9 @@ class Supervisor:
         status = self._reap(agent)
         self._close_channel()
         self._knows_workers = self._serving = False
+        if self._successor is not None and self._successor.holds:
+            self._successor.yielded()
+            return
         if self._ready and self._status is None:
             wait_s = self._agent_backoff.ended(time.monotonic())
             log.error(
@@ -236,6 +306,8 @@ class Supervisor:
         status = self._reap(worker)
         slot.let_go()
         if self._status is not None:
+            if self._handed_over:
+                log.info("%s, process %d, has ended its last connection", worker.name, worker.process.pid)
             return
         if status == 0 and not self._ready:
             self._stop(None, Stop(0.0, keep_rules=True))  # the agent ended it, and says by its own end why
@@ -261,7 +333,12 @@ class Supervisor:
         self._channel, agent_end = seqpacket_pair()
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_channel)
         running = self._configured.settings if self._configured else None
-        config = AgentConfig(self._options, agent_end.fileno(), os.getpid(), running, self._agent_backoff.ends)
+        takes_over = running is None and self._inheritance is not None
+        if running is None and self._inheritance is not None:
+            running = self._inheritance.settings
+        config = AgentConfig(
+            self._options, agent_end.fileno(), os.getpid(), running, takes_over, self._agent_backoff.ends
+        )
         with agent_end:
             self._agent = spawn("agent", self._parts.agent, config, [agent_end.fileno()])
         self._selector.register(self._agent.pidfd, selectors.EVENT_READ, self._on_agent_end)
@@ -298,7 +375,8 @@ class Supervisor:
         """Tell the agent of a worker; one that is not there is told of when it is."""
         if slot.control is not None:
             descriptors = [slot.control.fileno(), *([slot.flows] if slot.flows >= 0 else [])]
-            self._tell_agent(WorkerStarted(slot.index, slot.flows >= 0, slot.backoff.ends), descriptors)
+            started = WorkerStarted(slot.index, slot.flows >= 0, slot.backoff.ends, slot.leaving)
+            self._tell_agent(started, descriptors)
 
     def _start_later(self, wait_s: float, start: Callable[[], None]) -> None:
         self._starts.append((time.monotonic() + wait_s, start))
@@ -322,6 +400,59 @@ class Supervisor:
             ConnectionError, BlockingIOError
         ):  # it has ended: its pidfd tells; or hangs: _kill_at ends it
             socket.send_fds(self._channel, [msgspec.msgpack.encode(message)], descriptors or [])
+
+    # Handing over to a successor (successor.py asks for these)
+
+    def _await_successor(self) -> None:
+        try:
+            self._successor = Successor(self._options.state, self._selector, self)
+        except OSError as err:
+            log.warning("--state: no hand-over to a new version is possible: %s", err.strerror)
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is an agent that enforces, and nobody has asked for the end."""
+        return self._serving and self._status is None
+
+    def estate(self) -> tuple[NodeSettings, list[int], list[tuple[int, int]]]:
+        """Settings; descriptors of lock and listeners; of each worker the agent's ends of its channel and pipe (-1: none)."""
+        assert self._configured is not None
+        workers = [(slot.control.fileno(), slot.flows) for slot in self._slots if slot.control is not None]
+        return self._configured.settings, [self._lock, *(each.fileno() for each in self._listeners)], workers
+
+    def yield_rules(self) -> None:
+        """Have the agent end; workers and rules stay as they are. An agent that does not is killed: that is safe at any time."""
+        self._tell_agent(Stop(0.0, keep_rules=True, keep_workers=True))
+
+    def kill_agent(self) -> None:
+        if self._agent is not None:
+            self._agent.send_signal(signal.SIGKILL)
+
+    def take_back(self) -> None:
+        """There is no successor after all: go on as after a crash of the agent."""
+        if self._agent is None and self._status is None:
+            self._start_later(0.0, self._start_agent)
+
+    def hand_over(self) -> None:
+        """The rules are another's. Live connections may end in peace."""
+        self._handed_over = True
+        self._status = STOPPED
+        self._starts.clear()
+        for slot in self._slots:
+            if slot.child is not None and slot.control is not None:
+                with contextlib.suppress(OSError):
+                    slot.control.send(msgspec.msgpack.encode(Drain(self._options.handover_drain_s)))
+            slot.let_go()
+        self._kill_at = time.monotonic() + self._options.handover_drain_s + WORKER_GRACE_S
+        for listener in self._listeners:
+            listener.close()
+
+    def _drop_inheritance(self) -> None:
+        if self._inheritance is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._inheritance.connection)
+            self._inheritance.connection.close()
+            self._inheritance = None
 
     def _close_channel(self) -> None:
         if self._channel is not None:
@@ -349,6 +480,9 @@ class Supervisor:
         for slot in self._slots:
             slot.let_go()
         self._close_channel()
+        self._drop_inheritance()
+        if self._successor is not None:
+            self._successor.close()
         for listener in self._listeners:
             listener.close()
         self._selector.close()
@@ -360,7 +494,9 @@ class Supervisor:
         return [*workers, *([self._agent] if self._agent else [])]
 
     def _patience(self) -> float | None:
-        due = min([self._kill_at, *(at for at, _ in self._starts)])
+        due = min(
+            [self._kill_at, *(at for at, _ in self._starts), self._successor.due if self._successor else float("inf")]
+        )
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _what_stays(self) -> str:

@@ -14,12 +14,14 @@ class AgentConfig(msgspec.Struct, frozen=True):
     """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor.
 
     running: None at the start of a run; else an agent before this one ended, workers enforce its policy and have these settings,
-    and the kernel has its rules. ends: how many agents of this run ended so far."""
+    and the kernel has its rules. takes_over: that agent was a predecessor's: settings may differ from its, as far as live sockets
+    do not carry them. ends: how many agents of this run ended so far."""
 
     options: RunOptions
     channel: int
     parent: int
     running: NodeSettings | None = None
+    takes_over: bool = False
     ends: int = 0
 
 
@@ -40,29 +42,38 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     revision: str
 
 
+class Left(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: the leaving worker of that index has ended."""
+
+    index: int
+
+
 class WorkerStarted(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to agent, with descriptors: the worker's control socket, and the read end of its flow pipe if has_flows.
 
-    ends: how many workers of that index ended so far."""
+    ends: how many workers of that index ended so far. leaving: a predecessor's: it accepts nothing more, and ends with its last
+    connection; its index is none of this run's own."""
 
     index: int
     has_flows: bool
     ends: int = 0
+    leaving: bool = False
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to agent: end. A second one replaces the first.
 
     drain_s: how long live connections may go on; 0: not at all. keep_rules: the run has failed, nobody asked for its end: pods with
-    failureMode Closed must stay refused."""
+    failureMode Closed must stay refused. keep_workers: they go on as they are, and so do the rules: another agent will come."""
 
     drain_s: float
     keep_rules: bool = False
+    keep_workers: bool = False
 
 
 class ReopenFlows(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to agent: the flow file was renamed; open its name again."""
 
 
-ToSupervisor = Configured | Ready
+ToSupervisor = Configured | Ready | Left
 ToAgent = WorkerStarted | Stop | ReopenFlows

@@ -17,6 +17,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     state: folder of lock, status socket and last good policy; made if missing.
     metrics: ADDR:PORT to serve Prometheus on. flows: file that flow records are appended to, - for standard output; None: no records.
     drain_s: how long live connections may go on after the first SIGTERM or SIGINT. node: this node's name, by default the host's.
+    takeover: take the place of the instance that runs with this state folder, if one does.
+    handover_drain_s: how long live connections may go on after another instance has taken this one's place.
     """
 
     policy: str
@@ -33,6 +35,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     listen_port: int | None = None
     marks: Marks | None = None
     log_level: str = "INFO"
+    takeover: bool = False
+    handover_drain_s: float = 86400.0
 
 
 class Refusal(Exception):

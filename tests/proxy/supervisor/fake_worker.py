@@ -7,6 +7,9 @@ import os
 import signal
 import socket
 
+import msgspec
+
+from pellucid_proxy.control import MAX_MESSAGE, Drain, ToWorker
 from pellucid_proxy.worker_config import WorkerConfig, die_with_parent, read_config
 
 
@@ -25,6 +28,12 @@ def main() -> int:
     if os.environ.get("FAKE_WORKER") == "dies" and config.index == 1:
         control.setblocking(True)
         os.kill(os.getpid(), signal.SIGSEGV)
+    control.setblocking(True)
+    while packet := control.recv(MAX_MESSAGE):  # its end: the agent is gone, and a worker goes on without
+        message = msgspec.msgpack.decode(packet, type=ToWorker)
+        os.write(1, f"worker {config.index} got {message}\n".encode())
+        if isinstance(message, Drain):
+            return 0
     signal.pause()
     return 0
 

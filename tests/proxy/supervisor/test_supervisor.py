@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PATIENCE_S = 20.0
 
 DRIVER = """
 import os, socket, sys
-from pellucid_proxy.supervisor import main
+from pellucid_proxy.supervisor import main, successor
 from pellucid_proxy.supervisor.main import Parts, run
 from pellucid_proxy.supervisor.options import RunOptions
 def open_listeners(settings):
@@ -25,7 +26,12 @@ def open_listeners(settings):
     return (listener,)
 main.AGENT_GRACE_S = float(os.environ.get("AGENT_GRACE_S", main.AGENT_GRACE_S))
 parts = Parts("tests.proxy.supervisor.fake_agent", "tests.proxy.supervisor.fake_worker", open_listeners)
-sys.exit(run(RunOptions(policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3])), parts))
+successor.YIELD_S = float(os.environ.get("YIELD_S", successor.YIELD_S))
+successor.TAKE_S = float(os.environ.get("TAKE_S", successor.TAKE_S))
+options = RunOptions(
+    policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3]), takeover="TAKEOVER" in os.environ
+)
+sys.exit(run(options, parts))
 """
 
 
@@ -33,7 +39,7 @@ class Run:
     """One supervisor, in a process of its own. lines: what its children told so far; errors: its log, once it has ended."""
 
     def __init__(self, state: Path, behaviour: dict[str, str], flows: str = "", drain_s: float = 0.5) -> None:
-        self._log = (state.parent / f"{state.name}.log").open("w+b")
+        self._log = tempfile.TemporaryFile(dir=state.parent)  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(state), flows, str(drain_s)],
             stdout=subprocess.PIPE,
@@ -117,9 +123,9 @@ def test_first_signal_drains_and_second_ends_at_once(runs: Runs) -> None:
     run.until_ready()
     wait_until_logged(run, "enforcing revision rev-1")
     run.signal(signal.SIGTERM)
-    run.until(r"agent got Stop\(drain_s=300.0, keep_rules=False\)")
+    run.until(r"agent got Stop\(drain_s=300.0, keep_rules=False")
     run.signal(signal.SIGINT)
-    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False\)")
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False")
     assert run.status() == 0
 
 
@@ -127,7 +133,7 @@ def test_a_signal_before_it_enforces_ends_at_once(runs: Runs) -> None:
     run = runs.start(FAKE_AGENT="unready", drain_s=300)
     run.until_ready()
     run.signal(signal.SIGINT)
-    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False\)")
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False")
     assert run.status() == 0
 
 
@@ -151,7 +157,7 @@ def test_a_dead_worker_is_started_again_and_the_agent_gets_its_new_ends(runs: Ru
     wait_until_logged(run, "enforcing revision rev-1")
     for ends in (1, 2):
         os.kill(int(run.until(r"worker 1 up (\d+)", times=ends)[1]), signal.SIGKILL)
-        run.until(rf"agent got WorkerStarted\(index=1, has_flows=True, ends={ends}\) and 2 descriptors")
+        run.until(rf"agent got WorkerStarted\(index=1, has_flows=True, ends={ends}, leaving=False\) and 2 descriptors")
     run.until("worker 1 up", times=3)
     run.signal(signal.SIGTERM)
     run.until("agent got Stop")
@@ -165,16 +171,16 @@ def test_a_dead_agent_is_started_again_and_told_of_the_workers_that_run(runs: Ru
     wait_until_logged(run, "enforcing revision rev-1")
     run.signal(signal.SIGHUP)
     run.until("agent up", times=2)
-    run.until(r"agent got WorkerStarted\(index=\d, has_flows=False, ends=0\) and 1 descriptors", times=4)
+    run.until(r"agent got WorkerStarted\(index=\d, has_flows=False, ends=0, leaving=False\) and 1 descriptors", times=4)
     assert not any(gone(pid) for pid in workers)
     assert "was killed by SIGKILL; it is started again" in run.errors
     run.signal(signal.SIGTERM)
-    run.until(r"agent got Stop\(drain_s=0.5, keep_rules=False\)")
+    run.until(r"agent got Stop\(drain_s=0.5, keep_rules=False")
 
 
 def test_a_worker_that_dies_before_the_policy_is_enforced_ends_the_run_and_the_rules_stay(runs: Runs) -> None:
     run = runs.start(FAKE_AGENT="unready", FAKE_WORKER="dies")
-    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=True\)")
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=True")
     assert run.status() == 1
     assert re.search(r"worker 1, process \d+, was killed by SIGSEGV", run.errors)
     assert "it was not enforcing yet" in run.errors
@@ -195,12 +201,12 @@ def test_workers_get_listeners_and_a_pipe_and_the_agent_their_other_ends(runs: R
         "node-1 listening [1] flows True",
         "node-1 listening [1] flows True",
     ]
-    run.until(r"agent got WorkerStarted\(index=1, has_flows=True, ends=0\) and 2 descriptors")
+    run.until(r"agent got WorkerStarted\(index=1, has_flows=True, ends=0, leaving=False\) and 2 descriptors")
 
 
 def test_no_pipe_where_flow_records_are_off(runs: Runs) -> None:
     run = runs.start()
-    run.until(r"agent got WorkerStarted\(index=0, has_flows=False, ends=0\) and 1 descriptors")
+    run.until(r"agent got WorkerStarted\(index=0, has_flows=False, ends=0, leaving=False\) and 1 descriptors")
     run.until("worker 0 up .* flows False")
 
 
