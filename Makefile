@@ -15,7 +15,7 @@ COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
 COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format engine bench fuzz fuzz-short lock clean setup setup-python
+.PHONY: help demo test lint format engine bench bench-handover fuzz fuzz-short lock clean setup setup-python
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,9 @@ engine: setup  ## the compiled form, under build/compiled/current
 
 bench: setup  ## side by side with HAProxy, nginx, Envoy, Squid and mitmproxy; prints the ratios
 	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.run $(ARGS)
+
+bench-handover: setup  ## hand-overs at full load: connections lost, streams cut
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.handover $(ARGS)
 
 fuzz: setup  ## every parser on mutated input, by coverage on the sources and blindly on the compiled form; ARGS='--executions 1000000'
 	@tools/setup.sh fuzz

@@ -42,10 +42,10 @@ class Session:
         shutil.rmtree(lab.RUN / "state", ignore_errors=True)
         FLOWS.unlink(missing_ok=True)
         lab.up(divert=self.contender.diverts, rules=self.contender.rules)
-        self._spawn(lab.SERVER, "exec origin", self.drivers, stdout=subprocess.DEVNULL)
+        self.spawn(lab.SERVER, "exec origin", self.drivers, stdout=subprocess.DEVNULL)
         if self.contender.command:
             with LOG.open("w") as log:
-                self._spawn(lab.NODE, self.contender.command, self.proxy, env=self.environment, stdout=log, stderr=log)
+                self.spawn(lab.NODE, self.contender.command, self.proxy, env=self.environment, stdout=log, stderr=log)
         return self
 
     def __exit__(
@@ -104,9 +104,7 @@ class Session:
 
     def drive(self, command: str, timeout_s: float = 75) -> Result:
         """Run a driver in the pod to its end: the JSON object it printed, or {"failed": why}."""
-        process = self._spawn(
-            lab.POD, f"exec {command}", self.drivers, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        process = self.drive_later(command)
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -117,6 +115,10 @@ class Session:
             return dict(json.loads(output))
         except ValueError:
             return {"failed": f"exit {process.returncode}: {output[-200:]}"}
+
+    def drive_later(self, command: str) -> subprocess.Popen[str]:
+        """A driver in the pod, started; it prints a JSON object at its end."""
+        return self.spawn(lab.POD, f"exec {command}", self.drivers, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def measure(self, scenario: Scenario) -> Result:
         """Run a scenario once: the driver's figures, and the CPU that each side used meanwhile, in all and for a unit of work."""
@@ -154,7 +156,7 @@ class Session:
         """Memory while a driver holds connections open: it says READY OPEN ERRORS SECONDS, and lets go at the end of its input."""
         time.sleep(SETTLE_S)
         before = self.proxy.pss_kib()
-        process = self._spawn(lab.POD, f"exec {command}", self.drivers, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = self.spawn(lab.POD, f"exec {command}", self.drivers, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout
         assert process.stdin
         _, opened, errors, seconds = process.stdout.readline().split()
@@ -171,7 +173,7 @@ class Session:
             "base_mib": round(before / 1024, 1),
         }
 
-    def _spawn(
+    def spawn(
         self, namespace: str, command: str, group: Group, **options: int | IO[str] | dict[str, str]
     ) -> subprocess.Popen[str]:
         """Start a shell command inside a namespace and a cgroup. The drivers are on its PATH."""
