@@ -13,11 +13,12 @@ from pellucid_cli.records import flow_text
 from pellucid_proxy import control
 from pellucid_proxy.agent.status import NodeStatus, _answer  # what stands behind the socket
 from pellucid_proxy.session.via import handshake
-from pellucid_proxy.supervisor import messages
+from pellucid_proxy.supervisor import handover, messages
 from pellucid_proxy.worker_config import WorkerConfig
 
 KINDS: tuple[Any, ...] = (
     control.ToWorker, control.ToAgent, list[control.Series], messages.ToSupervisor, messages.ToAgent, messages.AgentConfig, WorkerConfig,
+    handover.ToPredecessor, handover.ToSuccessor,
 )  # fmt: skip
 _DECODERS = [msgspec.msgpack.Decoder(kind) for kind in KINDS]
 

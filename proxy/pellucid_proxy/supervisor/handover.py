@@ -27,6 +27,7 @@ from typing import TypeVar
 import msgspec
 
 from ..settings import NodeSettings
+from .messages import UNREADABLE
 from .options import Refusal
 
 NAME = "handover.sock"
@@ -135,7 +136,7 @@ def take_over(state: str, version: str) -> Inheritance | None:
         inheritance = _inherit(connection, received)
         connection.send(msgspec.msgpack.encode(Yield()))
         _receive(connection, Yielded, received)
-    except (OSError, msgspec.MsgspecError, Refusal) as err:
+    except (OSError, *UNREADABLE, Refusal) as err:
         connection.close()
         for fd in received:
             os.close(fd)
@@ -248,7 +249,7 @@ def heard(connection: socket.socket) -> ToPredecessor | None:
     try:
         packet = connection.recv(MAX_PACKET)
         return _to_predecessor.decode(packet) if packet else None
-    except (ConnectionError, msgspec.MsgspecError):
+    except (ConnectionError, *UNREADABLE):
         return None
 
 

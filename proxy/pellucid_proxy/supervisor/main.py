@@ -26,6 +26,7 @@ from .listeners import open_listeners
 from .lock import locked, sign
 from .messages import (
     MAX_PACKET,
+    UNREADABLE,
     AgentConfig,
     Configured,
     Left,
@@ -201,7 +202,7 @@ class Supervisor:
             return
         try:
             message = _decoder.decode(packet)
-        except msgspec.MsgspecError as err:
+        except UNREADABLE as err:
             log.error("the agent sent what is no message: %s", err)
             return
         match message:

@@ -8,6 +8,8 @@ from ..settings import NodeSettings
 from .options import RunOptions
 
 MAX_PACKET = 1 << 20
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What a decoder raises: msgspec leaves broken UTF-8 to Python."""
 
 
 class AgentConfig(msgspec.Struct, frozen=True):

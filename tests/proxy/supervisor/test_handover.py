@@ -154,6 +154,11 @@ def _talk_nonsense(connection: socket.socket) -> None:
     connection.recv(65536)
 
 
+def _send_broken_text(connection: socket.socket) -> None:
+    connection.send(msgspec.msgpack.encode(Denied("words")).replace(b"words", b"wor\xffs"))
+    connection.recv(65536)
+
+
 def _say_too_early(connection: socket.socket) -> None:
     connection.send(msgspec.msgpack.encode(Yielded()))
     connection.recv(65536)
@@ -185,6 +190,7 @@ def _keep_a_channel(connection: socket.socket) -> None:
         (_deny, "not today"),
         (_hang_up, "does not answer as it should.*it goes on"),
         (_talk_nonsense, "does not answer as it should"),
+        (_send_broken_text, "does not answer as it should"),
         (_say_too_early, "Yielded came where Offer was due"),
         (_keep_the_lock, "offers what this version does not know"),
         (_speak_of_the_future, "version 9 offers what this version does not know"),
