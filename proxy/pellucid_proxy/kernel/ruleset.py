@@ -163,9 +163,10 @@ def _rules(state: KernelState) -> Iterator[str]:
         yield _set(f"self{version}", f"type {kind} . {kind}", _pairs(version, state.members))
         yield _set(f"stranger{version}", f"type {kind} . {kind}; size {_MAX_STRANGERS}; flags dynamic,timeout", [])
     yield from _egress(marks, versions)
+    yield from _chain("replies", None, _replies(marks))
     if state.drain:
-        yield from _raw(marks, versions, [])
-        yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(marks, versions))
+        yield from _raw(settings, versions, [])
+        yield from _chain("prerouting", "type filter hook prerouting priority mangle", _divert(settings, versions))
         return
     for version in versions:
         kind = _TYPES[version]
@@ -186,21 +187,21 @@ def _rules(state: KernelState) -> Iterator[str]:
     yield from _chain("judge", None, _judge(state, versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
     yield from _chain("syns", None, [ours, *_excluded(versions), "goto judge"])
-    yield from _chain("others", None, _others(versions))
-    yield from _raw(marks, versions, [f"{_SYN} goto syns"])
+    yield from _chain("others", None, [*_forgotten(settings, versions), ours, *_others(versions)])
+    yield from _raw(settings, versions, [f"{_SYN} goto syns"])
     yield from _chain(
         "prerouting",
         "type filter hook prerouting priority mangle",
         [
-            *_divert(marks, versions),
-            "ct direction reply accept",  # pods as servers
-            ours,
-            *(f"{_IP[v]} saddr @scope{v} goto others" for v in versions),
+            f"meta mark & {marks.mask:#x} == {marks.intercept:#x} accept",
+            "ct direction reply goto replies",
+            *(f"{_in_scope(v, 'saddr', settings)} goto others" for v in versions),
+            *_forgotten(settings, versions),
         ],
     )
 
 
-def _raw(marks: Marks, versions: Iterable[int], new: list[str]) -> Iterator[str]:
+def _raw(settings: NodeSettings, versions: Iterable[int], new: list[str]) -> Iterator[str]:
     """Packets of connections that the proxy has taken, found by their socket. Untracked: to conntrack such a connection and the proxy's
     own, which bears the pod's address towards the same server, could be one and the same; and there is nothing to translate.
 
@@ -208,25 +209,45 @@ def _raw(marks: Marks, versions: Iterable[int], new: list[str]) -> Iterator[str]
     handshake would be lost. SYNs go on to tproxy, which alone knows what to do where the connection before with the same ports is in
     TIME_WAIT.
     """
+    marks = settings.marks
     for v in versions:
         # From pod to pod it may as well be the answer to a socket of ours that bears a pod's address.
         answered = (
             f"{_IP[v]} daddr @scope{v} socket transparent 1 socket mark & {marks.mask:#x} == {marks.egress:#x} accept"
         )
         yield from _chain(f"found{v}", None, [answered, f"{_mark('meta', marks, marks.intercept)} notrack accept"])
-        yield from _chain(f"pods{v}", None, [f"tcp flags & (syn|ack) != syn socket transparent 1 goto found{v}", *new])
-    from_pods = [f"{_IP[v]} saddr @scope{v} goto pods{v}" for v in versions]
+        yield from _chain(f"pods{v}", None, [*new, f"tcp flags & (syn|ack) != syn socket transparent 1 goto found{v}"])
+    from_pods = [f"{_in_scope(v, 'saddr', settings)} goto pods{v}" for v in versions]
     yield from _chain("taken", "type filter hook prerouting priority raw", from_pods)
 
 
-def _divert(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
-    """Replies to sockets that bear a pod's address."""
-    reply = _mark("meta", marks, marks.reply)
-    yield f"meta mark & {marks.mask:#x} == {marks.intercept:#x} accept"
-    # By connection mark: where the service's address is still that of a backend, no socket can be found by address.
-    yield f"ct direction reply ct mark & {marks.mask:#x} == {marks.egress:#x} {reply} accept"
-    for v in versions:  # what connection tracking forgot (conntrack -F)
-        yield f"tcp flags & (syn|ack) != syn {_IP[v]} daddr @scope{v} socket transparent 1 {reply} accept"
+def _divert(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
+    """Packets that are for the proxy's sockets."""
+    yield f"meta mark & {settings.marks.mask:#x} == {settings.marks.intercept:#x} accept"
+    yield "ct direction reply goto replies"
+    yield from _forgotten(settings, versions)
+
+
+def _replies(marks: Marks) -> Iterator[str]:
+    """What is sent to sockets that bear a pod's address; all other replies are to pods as clients or servers.
+
+    By connection mark: where the service's address is still that of a backend, no socket can be found by address."""
+    yield f"ct mark & {marks.mask:#x} == {marks.egress:#x} {_mark('meta', marks, marks.reply)} accept"
+    yield "accept"
+
+
+def _forgotten(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
+    """The same, of a connection that tracking forgot (conntrack -F) and then saw anew from the server's side: no reply to it any more."""
+    reply = _mark("meta", settings.marks, settings.marks.reply)
+    for v in versions:
+        yield f"tcp flags & (syn|ack) != syn {_in_scope(v, 'daddr', settings)} socket transparent 1 {reply} accept"
+
+
+def _in_scope(version: int, end: str, settings: NodeSettings) -> str:
+    """That the address at this end (saddr or daddr) is a pod's. One network is compared in place: a set costs every packet a look-up."""
+    networks = [network for network in settings.scope if (":" in network) == (version == 6)]
+    alone = len(networks) == 1 and not networks[0].endswith("/0")
+    return f"{_IP[version]} {end} {networks[0] if alone else f'@scope{version}'}"
 
 
 def _excluded(versions: Iterable[int]) -> list[str]:
