@@ -86,6 +86,13 @@ METRICS: dict[str, Metric] = {
     ),
     "policy_apply_seconds": Metric("histogram", (), "From a file's writing to its enforcement.", "agent", APPLY_S),
     "conntrack_usage_ratio": Metric("gauge", (), "Entries of the connection tracking table over its limit.", "agent"),
+    "rules_repairs": Metric(
+        "counter",
+        ("cause",),
+        "Repairs of kernel rules that somebody else changed, by what was changed: table, chain, set, rule, element, counter, "
+        "ip_rule, route, link (lo), other, or unseen.",
+        "agent",
+    ),
     "process_restarts": Metric(
         "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
     ),

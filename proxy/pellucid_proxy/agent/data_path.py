@@ -14,13 +14,18 @@ from ..control import Series
 from ..kernel import routing, time_wait
 from ..kernel.apply import Kernel, KernelError, nft
 from ..kernel.instance import claim
+from ..kernel.nftables import generation
 from ..kernel.preflight import Severity, preflight
 from ..kernel.state import KernelState
+from ..kernel.watch import Cause, Drift, Watch
 from ..session.record import rule_labels
 from ..settings import NodeSettings
 from ..supervisor.options import FAILED, REFUSED, Refusal
 
 log = logging.getLogger(__name__)
+
+
+_OF_ROUTES = (Cause.IP_RULE, Cause.ROUTE, Cause.LINK)
 
 
 class DataPath:
@@ -31,6 +36,10 @@ class DataPath:
         self._settings = settings
         self._claim = claim(settings)
         self._kernel = Kernel(settings)
+        try:
+            self._watch = Watch(settings)
+        except OSError as err:
+            raise KernelError(f"netlink: no notices of changes ({err}); permit AF_NETLINK sockets") from err
         self._routed = False
         self._adopt = not _conntrack("count")  # before our rules make it track
         self._actions: dict[
@@ -68,6 +77,42 @@ class DataPath:
             time_wait.forget(self._settings, frozenset(node_addresses()))
         except OSError as err:
             log.warning("sockets in TIME_WAIT: %s; new connections with their ports fail for a minute", err)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Readable while drifted() may have something to tell."""
+        return self._watch.descriptors
+
+    def drifted(self) -> list[Drift]:
+        """What others changed among our rules since the last call."""
+        return self._watch.read(self._kernel.take_loaders())
+
+    def audit(self) -> list[Drift]:
+        """What others changed, and what may have changed without a notice. Raises KernelError."""
+        try:
+            now = generation()
+        except OSError as err:
+            raise KernelError(f"netlink: {err}; the process needs the capability NET_ADMIN") from err
+        found = self.drifted()
+        heard = self._watch.generation
+        if heard is None or heard < now:
+            self._watch.generation = now
+            found.append(Drift(Cause.UNSEEN))
+        if self._routed and routing.wrong(self._settings):
+            found.append(Drift(Cause.ROUTE))
+        return found
+
+    def repair(self, drifts: list[Drift]) -> list[Drift]:
+        """All is as it was applied last; returns those of drifts that were about something of ours. Raises KernelError."""
+        repaired = [drift for drift in drifts if drift.cause not in _OF_ROUTES]
+        if repaired:
+            self._kernel.restore()
+        of_routes = [drift for drift in drifts if drift.cause in (*_OF_ROUTES, Cause.UNSEEN)]
+        if self._routed and of_routes:
+            for what in routing.repair(self._settings):
+                log.warning("%s: put right", what)
+                repaired += [of_routes[0]] if of_routes[0] not in repaired else []
+        return repaired
 
     def present(self) -> bool:
         """Whether a table of ours is there, perhaps of a run that was killed. Raises KernelError."""

@@ -24,6 +24,7 @@ from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, node_settings
 from .policy import Accepted, BadPolicy, accept_folder
+from .repairs import Repairs
 from .source_files import FolderWatch, fingerprint, written_at
 from .status import remove_socket, serve_status
 from .workers import Workers
@@ -130,10 +131,12 @@ class Agent:
         accepted = self._first = await self._first_policy()
         await self._configure(accepted)
         await self._enforce_first(accepted)
+        assert self._report.repairs is not None
         watch = FolderWatch(self._options.policy, self._seen)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch.notice(), name="notice changes")
             tasks.create_task(self._follow(watch), name="follow folder")
+            tasks.create_task(self._report.repairs.run(), name="repair rules")
 
     # Start
 
@@ -176,6 +179,7 @@ class Agent:
 
     async def _enforce_first(self, accepted: Accepted) -> None:
         assert self._enforcer is not None
+        assert self._settings is not None
         try:
             if self._running is None:
                 await self._enforcer.hold()
@@ -186,6 +190,7 @@ class Agent:
         problems = await self._enforcer.enforce(accepted.policy)
         if problems:
             raise Refusal("; ".join(problems))
+        self._report.repairs = Repairs(self._enforcer, self._settings.repairs_a_minute, self._settings.audit_interval_s)
         self._report.phase = report.ENFORCING
         await self._keep(accepted)
         self._channel.send(Ready(accepted.policy.revision))

@@ -1,0 +1,227 @@
+"""What others change among the kernel rules is put right within a second, whatever it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pellucid_cli.lab.clients import get
+from pellucid_cli.lab.servers import speak_http
+from pellucid_cli.lab.topology import POD_GATEWAYS
+
+from ..world import eventually
+from .conftest import Figure
+from .stage import TABLE, Stage, policy
+
+SITE, FORBIDDEN = "site.example", "forbidden.example"
+LIMIT_S = 1.0
+AT_ONCE = 50
+EVERY = os.environ.get("PELLUCID_DRIFT") == "every"
+"""Every rule, chain and set in turn; else AT_ONCE of them, drawn."""
+RULES = policy(
+    f"""
+  - {{name: dns, match: {{ports: [{{port: 53, protocol: UDP}}]}}, action: Allow}}
+  - {{name: address, match: {{destinations: [{{cidr: 192.0.2.11/32}}]}}, action: Allow}}
+  - {{name: site, match: {{destinations: [{{domain: {SITE}}}]}}, action: Allow}}
+  - {{match: {{}}, action: Block}}
+"""
+)
+
+Change = Callable[[], None]
+
+
+def nft(stage: Stage, text: str) -> None:
+    stage.node.nft(text)
+
+
+def held(stage: Stage) -> tuple[str, ...]:
+    """Everything of ours in the kernel, without what counts and what runs out."""
+    table = stage.node.run(["nft", "-s", "list", "table", *TABLE.split()], check=False).stdout
+    blocks = sorted(block.strip() for block in table.strip().removesuffix("}").partition("{")[2].split("\n\n"))
+    kept = [block for block in blocks if not block.startswith(("set adopting", "set stranger"))]
+    # Rules of one preference are exclusive of each other: their order says nothing.
+    rules = ["\n".join(sorted(stage.node.run(["ip", v, "rule"]).stdout.splitlines())) for v in ("-4", "-6")]
+    routes = [
+        stage.node.run(["ip", family, "route", "show", "table", "15001"], check=False).stdout for family in ("-4", "-6")
+    ]
+    return ("\n\n".join([table.partition("{")[0], *kept]), *rules, *routes)
+
+
+def of_tables(stage: Stage) -> Iterator[tuple[str, Change]]:
+    """Each thing in our table away or changed, singly, in ways that the kernel permits."""
+    said = json.loads(stage.node.run(["nft", "-j", "-a", "list", "table", *TABLE.split()]).stdout)["nftables"]
+    yield "flush ruleset", partial(nft, stage, "flush ruleset")
+    yield "delete table", partial(nft, stage, f"delete table {TABLE}")
+    yield "flush table", partial(nft, stage, f"flush table {TABLE}")
+    yield "table made dormant", partial(nft, stage, f"table {TABLE} {{ flags dormant; }}")
+    yield "firewalld-style reload", partial(nft, stage, "flush ruleset\ntable inet firewalld { chain c { accept; }; }")
+    for entry in said:
+        for kind, what in entry.items():
+            if kind == "chain":
+                name = what["name"]
+                yield f"flush chain {name}", partial(nft, stage, f"flush chain {TABLE} {name}")
+                yield f"insert into chain {name}", partial(nft, stage, f"insert rule {TABLE} {name} accept")
+                if "hook" in what:
+                    yield (
+                        f"delete chain {name}",
+                        partial(nft, stage, f"flush chain {TABLE} {name}; delete chain {TABLE} {name}"),
+                    )
+                    yield f"policy of chain {name}", partial(nft, stage, f"chain {TABLE} {name} {{ policy drop; }}")
+            elif kind in ("set", "map") and what.get("elem") and "timeout" not in what.get("flags", ()):
+                yield f"flush {kind} {what['name']}", partial(nft, stage, f"flush {kind} {TABLE} {what['name']}")
+            elif kind == "rule":
+                yield (
+                    f"delete rule {what['handle']} of {what['chain']}",
+                    partial(_delete_rule, stage, what["chain"], _number_of(said, what)),
+                )
+    yield (
+        "chain deleted with all that leads to it",
+        partial(nft, stage, f"flush table {TABLE}; delete chain {TABLE} syns"),
+    )
+    yield "counter deleted", partial(nft, stage, f"flush table {TABLE}; delete counter {TABLE} refused")
+    yield (
+        "set deleted",
+        partial(nft, stage, f"flush table {TABLE}; delete set {TABLE} scope4; delete set {TABLE} exclude6"),
+    )
+    yield "element added", partial(nft, stage, f"add element {TABLE} exclude4 {{ 192.0.2.10 }}")
+    yield "pod made direct", partial(nft, stage, f"add element {TABLE} direct4 {{ 10.244.1.10 }}")
+    yield "pod deleted", partial(nft, stage, f"delete element {TABLE} member4 {{ {stage['a'].ipv4} }}")
+    yield (
+        "chain added",
+        partial(nft, stage, f"table {TABLE} {{ chain theirs {{ type filter hook forward priority 0; drop; }}; }}"),
+    )
+    yield "quota added", partial(nft, stage, f"add quota {TABLE} theirs over 1 mbytes")
+    yield "marker deleted", partial(_delete_marker, stage)
+
+
+def _number_of(said: list[dict[str, dict[str, object]]], rule: dict[str, object]) -> int:
+    own = [each["rule"]["handle"] for each in said if "rule" in each and each["rule"]["chain"] == rule["chain"]]
+    return own.index(rule["handle"])
+
+
+def _delete_rule(stage: Stage, chain: str, number: int) -> None:
+    """Handles change with every repair, places do not."""
+    said = json.loads(stage.node.run(["nft", "-j", "-a", "list", "chain", *TABLE.split(), chain]).stdout)["nftables"]
+    handle = [each["rule"]["handle"] for each in said if "rule" in each][number]
+    nft(stage, f"delete rule {TABLE} {chain} handle {handle}")
+
+
+def _delete_marker(stage: Stage) -> None:
+    (name,) = re.findall(r"chain (state_\w+)", stage.node.run(["nft", "list", "table", *TABLE.split()]).stdout)
+    nft(stage, f"delete chain {TABLE} {name}")
+
+
+def of_routes(stage: Stage) -> Iterator[tuple[str, Change]]:
+    """Each ip rule and route away, and foreign ones among them."""
+
+    def ip(*words: str) -> Change:
+        return partial(_ip, stage, *words)
+
+    for family in ("-4", "-6"):
+        for line in stage.node.run(["ip", family, "rule"]).stdout.splitlines():
+            pref, _, what = line.partition(":\t")
+            if pref in ("100", "101", "102"):
+                words = re.sub(r" \[unresolved\]| proto kernel", "", what.strip()).split()
+                yield f"ip {family} rule {pref} {what}", ip(family, "rule", "del", "pref", pref, *words)
+        yield f"ip {family} rules flushed", partial(_flush_rules, stage, family)
+        yield f"ip {family} route", ip(family, "route", "flush", "table", "15001")
+        far, near = ("198.51.100.0/24", "192.0.2.10") if family == "-4" else ("2001:db8:9::/48", "2001:db8::10")
+        yield (
+            f"ip {family} foreign route",
+            ip(family, "route", "add", far, "via", near, "dev", "srv-web", "onlink", "table", "15001"),
+        )
+        yield (
+            f"ip {family} foreign rule to our table",
+            ip(family, "rule", "add", "from", far, "lookup", "15001", "pref", "9000"),
+        )
+        yield (
+            f"ip {family} foreign rule at our preference",
+            ip(family, "rule", "add", "to", far, "lookup", "77", "pref", "101"),
+        )
+        yield (
+            f"ip {family} foreign rule for all at our preference",
+            ip(family, "rule", "add", "lookup", "15001", "pref", "101"),
+        )
+    yield "lo down and up", partial(_down_and_up, stage, "lo")
+    yield "link of a pod down and up", partial(_link_of_pod_down_and_up, stage)
+
+
+def _ip(stage: Stage, *words: str) -> None:
+    stage.node.run(["ip", *words])
+
+
+def _flush_rules(stage: Stage, family: str) -> None:
+    """As a network manager does that knows only its own."""
+    for pref in ("100", "101", "102"):
+        while stage.node.run(["ip", family, "rule", "del", "pref", pref], check=False).returncode == 0:
+            pass
+
+
+def _down_and_up(stage: Stage, interface: str) -> None:
+    stage.node.run(["ip", "link", "set", interface, "down"])
+    stage.node.run(["ip", "link", "set", interface, "up"])
+
+
+def _link_of_pod_down_and_up(stage: Stage) -> None:
+    """With the pod's routes put there again as a CNI does: they go with the link."""
+    pod = stage["a"]
+    _down_and_up(stage, pod.interface)
+    stage.node.run(["ip", "address", "add", f"{POD_GATEWAYS[1]}/128", "dev", pod.interface, "nodad"])
+    for address, gateway in zip(pod.addresses, POD_GATEWAYS, strict=True):
+        stage.node.run(["ip", "route", "replace", address, "dev", pod.interface, "src", gateway])
+
+
+def repaired_after(stage: Stage, wanted: tuple[str, ...], change: Change, name: str) -> float:
+    """Seconds from the change's end until all is as it was, seen from outside."""
+    change()
+    began = time.monotonic()
+    assert eventually(lambda: held(stage) == wanted, 10.0), (
+        f"{name} is not repaired: {_difference(wanted, held(stage))}"
+    )
+    return time.monotonic() - began
+
+
+def _difference(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
+    lost = [line for a, b in zip(wanted, found, strict=True) for line in set(a.splitlines()) - set(b.splitlines())]
+    come = [line for a, b in zip(wanted, found, strict=True) for line in set(b.splitlines()) - set(a.splitlines())]
+    return f"missing {lost}, too much {come}"
+
+
+@pytest.mark.parametrize("what", ["tables", "routes"])
+def test_every_kind_of_drift_is_repaired_within_a_second(tmp_path: Path, figure: Figure, what: str) -> None:
+    with Stage(tmp_path) as stage:
+        stage.serve("web", {80: speak_http})
+        stage.write("policy.yaml", RULES)
+        a, web = stage["a"], stage["web"]
+        with stage.run("--workers", "1"):
+            kinds = list(of_tables(stage) if what == "tables" else of_routes(stage))
+        seed = random.SystemRandom().randrange(10_000)
+        if not EVERY and what == "tables":
+            kinds = random.Random(seed).sample(kinds, AT_ONCE)
+        took: dict[str, float] = {}
+        for start in range(0, len(kinds), AT_ONCE):  # more in a minute are taken for a fight
+            with stage.run("--workers", "1") as instance:
+                wanted = held(stage)
+                assert "state_" in wanted[0]
+                for name, change in kinds[start : start + AT_ONCE]:
+                    took[name] = repaired_after(stage, wanted, change, name)
+                for address in web.addresses:
+                    assert get(a, address, 80, SITE).end == "answered", instance.log_end()
+                    assert get(a, address, 80, FORBIDDEN).end == "reset"
+        ranked = sorted(took.values())
+        slowest = max(took, key=lambda name: took[name])
+        figure(
+            f"drift, {what}",
+            f"{len(took)} of {len(kinds)} kinds repaired after p50 {statistics.median(ranked) * 1000:.0f} ms, "
+            f"p99 {ranked[-1 - len(ranked) // 100] * 1000:.0f} ms, max {ranked[-1] * 1000:.0f} ms ({slowest}; seed {seed})",
+        )
+        assert ranked[-1] < LIMIT_S, slowest
