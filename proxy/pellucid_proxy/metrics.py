@@ -93,6 +93,18 @@ METRICS: dict[str, Metric] = {
         "ip_rule, route, link (lo), other, or unseen.",
         "agent",
     ),
+    "leaked_packets": Metric(
+        "counter",
+        (),
+        "Packets of pods that got past the policy while somebody else had changed the kernel rules, as connection tracking counted them.",
+        "agent",
+    ),
+    "leaked_connections": Metric(
+        "counter",
+        ("outcome",),
+        "Connections of the same; outcome is ended (of a closed pod: made to end) or left (another, or no TCP).",
+        "agent",
+    ),
     "process_restarts": Metric(
         "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
     ),

@@ -43,7 +43,7 @@ class Node:
 
     preflight: Callable[[NodeSettings], None]
     addresses: Callable[[], tuple[bytes, ...]] = node_addresses
-    rules: Callable[[NodeSettings], Rules] = DataPath
+    rules: Callable[[NodeSettings, str], Rules] = DataPath
 
 
 async def serve(config: AgentConfig, node: Node) -> int:
@@ -167,7 +167,7 @@ class Agent:
         elif changed := differences(settings, wished):
             self._refuse(changed)
         try:
-            rules = self._node.rules(settings)
+            rules = self._node.rules(settings, self._options.state)
         except KernelError as err:
             raise Refusal(str(err)) from err
         self._enforcer = self._report.enforcer = Enforcer(self._workers, rules, settings)

@@ -116,6 +116,18 @@ def remove(settings: NodeSettings) -> None:
                     raise
 
 
+def left(settings: NodeSettings) -> list[str]:
+    """Rules and routes of our shape, whatever scope they were made for. Raises KernelError."""
+    found: list[str] = []
+    with _netlink() as netlink:
+        for family in _families(settings):
+            found += [str(rule) for rule in _present(netlink, family) if _ours(rule, settings)]
+            for message in netlink.get_routes(family=family, table=settings.route_table, type=_LOCAL):
+                if message.get_attr("RTA_TABLE") == settings.route_table and not message.get_attr("RTA_DST"):
+                    found.append(f"local default dev lo table {settings.route_table}")
+    return found
+
+
 def missing(settings: NodeSettings) -> list[str]:
     """Which of our rules and routes are not there, as `ip rule` or `ip route` would show them. Raises KernelError."""
     absent: list[str] = []

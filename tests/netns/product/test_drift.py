@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import re
+import signal
+import socket
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pellucid_cli.lab.clients import get
-from pellucid_cli.lab.servers import speak_http
-from pellucid_cli.lab.topology import POD_GATEWAYS
+from pellucid_cli.lab.servers import Arrival, speak_http
+from pellucid_cli.lab.topology import POD_GATEWAYS, Namespace
+from pellucid_proxy.agent.status import read_status
 
 from ..world import eventually
 from .conftest import Figure
-from .stage import TABLE, Stage, policy
+from .stage import TABLE, Stage, policy, process_ids, tap
+from .test_start_and_stop import speak_echo
 
 SITE, FORBIDDEN = "site.example", "forbidden.example"
 LIMIT_S = 1.0
+METRICS = "127.0.0.1:9464"
+PELLUCID = (sys.executable, "-m", "pellucid_cli")
 AT_ONCE = 50
 EVERY = os.environ.get("PELLUCID_DRIFT") == "every"
 """Every rule, chain and set in turn; else AT_ONCE of them, drawn."""
@@ -225,3 +235,133 @@ def test_every_kind_of_drift_is_repaired_within_a_second(tmp_path: Path, figure:
             f"p99 {ranked[-1 - len(ranked) // 100] * 1000:.0f} ms, max {ranked[-1] * 1000:.0f} ms ({slowest}; seed {seed})",
         )
         assert ranked[-1] < LIMIT_S, slowest
+
+
+def speak_count(client: socket.socket, arrival: Arrival) -> None:
+    """Says a line every few milliseconds, as long as somebody takes it."""
+    for number in itertools.count():
+        client.sendall(b"%d\n" % number)
+        time.sleep(0.01)  # the pace of the server, no waiting for anything
+
+
+def test_what_slips_through_is_counted_and_does_not_live_on(tmp_path: Path, figure: Figure) -> None:
+    """Somebody flushes all rules while the agent is held; a closed pod then reaches a server that it must not."""
+    with Stage(tmp_path, pods=("closed",)) as stage:
+        stage.serve("other", {7: speak_count, 8: speak_echo})
+        closed, other = stage["closed"], stage["other"]
+        stage.write("policy.yaml", policy("  - {match: {}, action: Block}", pod="closed"))
+        with stage.run("--workers", "1", "--metrics", METRICS) as instance:
+            packets = _packets_from(closed, other)
+            for address in other.addresses:
+                assert _opened(closed, address, 7) is None, "the policy is not enforced"
+            agent = process_ids(instance)["agent"]
+            os.kill(agent, signal.SIGSTOP)
+            stage.node.nft("flush ruleset")
+            slipped = [_opened(closed, address, port) for address in other.addresses for port in (7, 8)]
+            alive = [connection for connection in slipped if connection is not None]
+            assert len(alive) == len(slipped) == 4
+            meanwhile = packets()
+            os.kill(agent, signal.SIGCONT)
+            assert eventually(lambda: _metric(stage, "leaked_connections_total", outcome="ended") > 0, 10.0)
+            counted, reached = _metric(stage, "leaked_packets_total"), packets()
+            connections = _metric(stage, "leaked_connections_total", outcome="ended")
+            assert eventually(lambda: all(map(_is_dead, alive)), 10.0), "it lives on"
+            late = packets() - reached
+            for address in other.addresses:
+                assert _opened(closed, address, 7) is None
+            for connection in alive:
+                connection.close()
+        figure(
+            "what slips through while rules are away",
+            f"{connections:.0f} of {len(alive)} connections of a closed pod counted, and {counted:.0f} packets, of {meanwhile} "
+            f"that arrived before the repair and {reached} until just after; all {len(alive)} are ended, {late} packets later",
+        )
+        assert connections == len(alive)
+        assert meanwhile <= counted <= reached
+
+
+def test_who_fights_for_the_rules_is_named_and_met_with_patience(tmp_path: Path, figure: Figure) -> None:
+    with Stage(tmp_path, pods=("closed",)) as stage:
+        closed, other = stage["closed"], stage["other"]
+        stage.write("policy.yaml", policy("  - {match: {}, action: Block}", pod="closed"))
+        with stage.run("--workers", "1", "--metrics", METRICS) as instance:
+            with _rules_kept_away(stage):
+                assert eventually(lambda: bool(read_status(str(instance.state)).rules), 30.0), instance.log_end()
+            (said,) = read_status(str(instance.state)).rules
+            assert said.startswith("nft changes our kernel rules again and again: the next repair waits ")
+            shown = stage.node.run([*PELLUCID, "status", "--state", str(instance.state)], check=False)
+            assert shown.returncode == 1
+            assert "somebody else changes the kernel rules" in shown.stdout
+            repairs = sum(_metric(stage, "rules_repairs_total", cause=cause) for cause in ("table", "chain", "unseen"))
+            assert eventually(lambda: TABLE in stage.node.run(["nft", "list", "tables"]).stdout, 15.0)
+            for address in other.addresses:
+                assert _opened(closed, address, 7) is None
+        figure("a second owner of the rules", f"named after {repairs:.0f} repairs; repaired once it stops")
+
+
+def _packets_from(pod: Namespace, server: Namespace) -> Callable[[], int]:
+    taps = tap(server, f"ip saddr {pod.ipv4}"), tap(server, f"ip6 saddr {pod.ipv6}")
+    return lambda: sum(each() for each in taps)
+
+
+@contextmanager
+def _rules_kept_away(stage: Stage) -> Iterator[None]:
+    """Somebody deletes our table again and again, as fast as it goes."""
+    stop = threading.Event()
+
+    def fight() -> None:
+        while not stop.is_set():
+            stage.node.run(["nft", "delete", "table", *TABLE.split()], check=False)
+
+    fighter = threading.Thread(target=fight)
+    fighter.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        fighter.join()
+
+
+def _opened(pod: Namespace, address: str, port: int) -> socket.socket | None:
+    """A connection over which something came; None where there is none."""
+    try:
+        connection = pod.connect(address, port, timeout_s=0.5)
+    except OSError:
+        return None
+    try:
+        connection.sendall(b"hello")
+        if connection.recv(100):
+            return connection
+    except OSError:
+        pass
+    connection.close()
+    return None
+
+
+def _is_dead(connection: socket.socket) -> bool:
+    """Whether nothing comes any more."""
+    try:
+        connection.setblocking(False)
+        while connection.recv(1 << 16):
+            pass
+        return True
+    except BlockingIOError:
+        pass
+    except OSError:
+        return True
+    try:
+        connection.settimeout(0.3)
+        connection.sendall(b"still there?")
+        return not connection.recv(100)
+    except OSError:
+        return True
+
+
+def _metric(stage: Stage, name: str, **labels: str) -> float:
+    host, _, port = METRICS.partition(":")
+    with stage.node.connect(host, int(port)) as scraping:
+        scraping.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(partial(scraping.recv, 65536), b"")).decode()
+    said = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    found = re.search(rf"^pellucid_{name}{re.escape(f'{{{said}}}') if said else ''} ([0-9.e+]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
