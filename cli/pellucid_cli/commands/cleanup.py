@@ -14,10 +14,11 @@ CLEAN, FAILED = 0, 1
 @auto_output_option
 @click.pass_context
 def command(ctx: click.Context, state: str, output: str) -> None:
-    """Take away what a run that was killed has left: nft table, ip rules and routes, sysctls, the socket of its state folder.
+    """Take away what a run that was killed has left.
 
-    Pods with failureMode Closed are refused until then, and pass afterwards. Live connections are left alone. Refuses while
-    an instance runs, with this state folder or another. The last good policy stays.
+    That is nft table, ip rules and routes, sysctls of connection tracking, and the socket of its state folder. Pods with
+    failureMode Closed are refused until then, and pass afterwards; live connections are left alone, and the last good
+    policy stays. Refuses while an instance runs, with this state folder or another.
 
     \b
     pellucid cleanup

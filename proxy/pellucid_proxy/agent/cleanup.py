@@ -8,21 +8,21 @@ from ..kernel import routing, trace
 from ..kernel.apply import KernelError, load, nft
 from ..kernel.instance import claim
 from ..kernel.ruleset import removal
-from ..settings import NodeSettings
+from ..settings import Marks, NodeSettings
 from ..supervisor.lock import locked
+from . import last_good
 from .data_path import leave_no_trace
+from .node_settings import marks
 from .status import NAME
 
 
-def cleanup(state: str, settings: NodeSettings | None = None) -> list[str]:
+def cleanup(state: str) -> list[str]:
     """Nothing of a run with that state folder is left but its last good policy; returns what was, for people.
 
-    settings: where they differ from the defaults in table, marks or preferences. Raises Refusal or KernelError while an instance runs,
-    or where the kernel refuses.
+    Raises Refusal or KernelError while an instance runs, or where the kernel refuses.
     """
-    settings = settings or NodeSettings(scope=())
     removed = []
-    with locked(state), claim(settings):
+    with locked(state), claim(settings := _settings(state)):
         if _table_is_there(settings):
             load(removal(settings))
             removed.append(f"table inet {settings.table}")
@@ -36,6 +36,15 @@ def cleanup(state: str, settings: NodeSettings | None = None) -> list[str]:
             os.unlink(socket)
             removed.append(socket)
     return removed
+
+
+def _settings(state: str) -> NodeSettings:
+    """With the marks that the run had, as far as the folder knows; all else in the kernel is the same for every run."""
+    try:
+        mask = last_good.load(state).wishes.marks_mask
+    except last_good.Unusable:
+        mask = None
+    return NodeSettings(scope=(), marks=Marks() if mask is None else marks(mask))
 
 
 def _table_is_there(settings: NodeSettings) -> bool:

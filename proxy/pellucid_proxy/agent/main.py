@@ -76,6 +76,7 @@ class Agent:
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
         self._first: Accepted | None = None
+        self._addresses: tuple[bytes, ...] = ()
 
     @classmethod
     async def open(cls, config: AgentConfig, node: Node, stack: contextlib.AsyncExitStack) -> Agent:
@@ -171,8 +172,8 @@ class Agent:
         except KernelError as err:
             raise Refusal(str(err)) from err
         self._enforcer = self._report.enforcer = Enforcer(self._workers, rules, settings)
-        addresses = await asyncio.to_thread(self._node.addresses)
-        self._channel.send(Configured(settings, self._name, addresses))
+        self._addresses = await asyncio.to_thread(self._node.addresses)
+        self._channel.send(Configured(settings, self._name, self._addresses))
         while len(self._workers.links) < settings.workers:
             await self._worker_started.wait()
             self._worker_started.clear()
@@ -190,10 +191,22 @@ class Agent:
         problems = await self._enforcer.enforce(accepted.policy)
         if problems:
             raise Refusal("; ".join(problems))
-        self._report.repairs = Repairs(self._enforcer, self._settings.repairs_a_minute, self._settings.audit_interval_s)
+        self._report.repairs = Repairs(
+            self._enforcer,
+            self._settings.repairs_a_minute,
+            self._settings.audit_interval_s,
+            self._on_addresses_changed,
+        )
         self._report.phase = report.ENFORCING
         await self._keep(accepted)
         self._channel.send(Ready(accepted.policy.revision))
+
+    async def _on_addresses_changed(self) -> None:
+        addresses = await asyncio.to_thread(self._node.addresses)
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._workers.set_addresses(addresses)
+            log.info("the node has other addresses: workers know them")
 
     async def _last_enforced(self) -> PolicySet | None:
         """What the agent before this one enforced, as far as the disk knows."""

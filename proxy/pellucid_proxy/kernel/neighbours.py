@@ -11,15 +11,15 @@ from pathlib import Path
 _WHOLE = 0xFFFFFFFF
 _TIMEOUT_S = 5.0
 _NUMBER = r"(0x[0-9a-f]+|\d+)"
-_MARK = r"(?:(?:meta|ct) )?mark"
 _NFT_SET = re.compile(
-    rf"mark set (?:{_MARK} (?:&|and) {_NUMBER}(?: (?:\||or|\^|xor) {_NUMBER})?|{_MARK} (?:\||or|\^|xor) {_NUMBER})"
+    rf"(meta|ct) mark set (?:(meta|ct) )?mark (?:(?:&|and) {_NUMBER}(?: (?:\||or|\^|xor) {_NUMBER})?|(?:\||or|\^|xor) {_NUMBER})"
 )
 _NFT_MATCH = re.compile(rf"mark (?:&|and) {_NUMBER} (?:==|!=|>|<)")
-_NFT_WHOLE = re.compile(r"meta mark set (?:0x[0-9a-f]+|\d+)\s*(?:$|[a-z#])")
+_NFT_WHOLE = re.compile(r"meta mark set (?:(?:0x[0-9a-f]+|\d+)\s*(?:$|[a-z#])|ct mark (?:&|and) )")
 _IPTABLES_MASKED = re.compile(rf"--(?:set-xmark|set-mark|mark|tproxy-mark) {_NUMBER}/{_NUMBER}")
 _IPTABLES_OR = re.compile(rf"--or-mark {_NUMBER}")
 _IPTABLES_RESTORE = re.compile(rf"--(?:nfmask|mask) {_NUMBER}")
+_IPTABLES_WHOLE = re.compile(r"--set-xmark \S+/0xffffffff")
 _PROXY = re.compile(r"\btproxy (?:ip6? )?to\b|-j TPROXY|\bredirect to\b|-j REDIRECT")
 
 
@@ -60,9 +60,9 @@ def colliding(lines: Iterable[str], mask: int) -> Iterator[tuple[str, int]]:
 def used(rule: str) -> int:
     """The bits of marks that a rule sets or compares by a mask; those that it takes as a whole are none."""
     bits = 0
-    for keep, put, only in _NFT_SET.findall(rule):
-        written = (_number(put) | _number(only)) | ((_number(keep) ^ _WHOLE) if keep else 0)
-        bits |= 0 if written == _WHOLE else written
+    for of, out_of, keep, put, only in _NFT_SET.findall(rule):
+        if of == (out_of or "meta"):
+            bits |= _partial((_number(put) | _number(only)) | ((_number(keep) ^ _WHOLE) if keep else 0))
     for match in _NFT_MATCH.findall(rule):
         bits |= _partial(_number(match))
     for value, masked in _IPTABLES_MASKED.findall(rule):
@@ -73,8 +73,8 @@ def used(rule: str) -> int:
 
 
 def overwriting(lines: Iterable[str]) -> list[str]:
-    """Rules that set the whole mark of a packet."""
-    return [line for line in lines if _NFT_WHOLE.search(line) or re.search(r"--set-xmark \S+/0xffffffff", line)]
+    """Rules that set the whole mark of a packet, whatever it was."""
+    return [line for line in lines if _NFT_WHOLE.search(line) or _IPTABLES_WHOLE.search(line)]
 
 
 def proxies(lines: Iterable[str]) -> list[str]:

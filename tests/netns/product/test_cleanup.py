@@ -17,7 +17,7 @@ from pellucid_proxy.agent.status import read_status
 from pellucid_proxy.kernel.conntrack import counted
 
 from .conftest import Figure
-from .stage import Stage, kill, policy, process_ids
+from .stage import INSTALLATION, Stage, kill, policy, process_ids
 
 SITE, FORBIDDEN = "site.example", "forbidden.example"
 RULES = policy(f"""
@@ -36,6 +36,7 @@ def test_nothing_is_left_after_kill_9_of_everything_and_cleanup(tmp_path: Path, 
     with Stage(tmp_path) as stage:
         stage.serve("web", {80: speak_http})
         stage.write("policy.yaml", RULES)
+        stage.write("installation.yaml", INSTALLATION.replace("spec: {", "spec: {marks: {mask: 12288}, "))
         stage.node.nft("table inet theirs { chain c { ct state new accept; }; }")  # so that tracking is there before
         before, sysctls = stage.left_behind(), stage.node.call(counted)
         a, web = stage["a"], stage["web"]

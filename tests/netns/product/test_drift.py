@@ -365,3 +365,33 @@ def _metric(stage: Stage, name: str, **labels: str) -> float:
     said = ",".join(f'{label}="{value}"' for label, value in labels.items())
     found = re.search(rf"^pellucid_{name}{re.escape(f'{{{said}}}') if said else ''} ([0-9.e+]+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
+
+
+def test_a_new_address_of_the_node_is_never_dialled_for_a_pod(tmp_path: Path, figure: Figure) -> None:
+    """A route of a policy leads to an address that the node gets while it runs, and loses again."""
+    routed = "203.0.113.7"
+    rules = (
+        f"  - {{name: routed, match: {{destinations: [{{domain: {SITE}}}]}}, action: Route, "
+        f"route: {{to: {{address: {routed}, port: 80}}}}}}\n  - {{match: {{}}, action: Block}}"
+    )
+    with Stage(tmp_path) as stage:
+        a, web, node = stage["a"], stage["web"], stage.node
+        web.run(["ip", "address", "add", f"{routed}/32", "dev", "lo"])
+        node.run(["ip", "route", "add", routed, "via", web.ipv4, "dev", web.interface, "onlink"])
+        stage.serve("web", {80: speak_http}, [routed, *web.addresses])
+        stage.serve("node", {80: speak_http}, [*stage.node.addresses])
+        stage.write("policy.yaml", policy(rules))
+        with stage.run("--workers", "2"):
+            assert get(a, web.ipv4, 80, SITE).end == "answered"
+            node.run(["ip", "address", "add", f"{routed}/32", "dev", "lo"])
+            began = time.monotonic()
+            assert eventually(lambda: all(get(a, web.ipv4, 80, SITE).end == "reset" for _ in range(4)), 10.0)
+            came = time.monotonic() - began
+            node.run(["ip", "address", "del", f"{routed}/32", "dev", "lo"])
+            began = time.monotonic()
+            assert eventually(lambda: all(get(a, web.ipv4, 80, SITE).end == "answered" for _ in range(4)), 10.0)
+            went = time.monotonic() - began
+        figure(
+            "an address of the node comes and goes", f"workers know after {came * 1000:.0f} ms and {went * 1000:.0f} ms"
+        )
+        assert max(came, went) < LIMIT_S

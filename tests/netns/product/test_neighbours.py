@@ -101,7 +101,7 @@ NEIGHBOURS = (
     Neighbour(
         "kube-proxy",  # masquerade bit 14, drop bit 15
         nft="""table ip kube-proxy {
-            chain mark { meta mark set mark or 0x00004000; }
+            chain marking { meta mark set mark or 0x00004000; }
             chain post { type nat hook postrouting priority 100;
                 meta mark & 0x00004000 == 0x00000000 return; meta mark set mark xor 0x00004000; masquerade fully-random; }
             chain drops { type filter hook forward priority 0; meta mark & 0x00008000 == 0x00008000 drop; }
@@ -115,9 +115,7 @@ NEIGHBOURS = (
             "rule add pref 1536 from 10.244.1.10 lookup 2",
         ),
         nft="""table ip aws { chain pre { type filter hook prerouting priority -150;
-            iifname "eth0" fib daddr type local ct mark set ct mark or 0x00000080
-            iifname "eni*" meta mark set ct mark and 0x00000080; } }""",
-        said="sets the whole mark",
+            iifname "eth0" fib daddr type local ct mark set ct mark or 0x00000080; } }""",
     ),
     Neighbour(
         "portmap",  # containernetworking plugins: markMasqBit 13
@@ -164,7 +162,7 @@ def test_beside_others_it_works_or_says_why_not(stage: Stage, figure: Figure, ne
     for words in neighbour.ip:
         node.run(["ip", *words.split()])
     if neighbour.nft:
-        node.nft(neighbour.nft)
+        node.nft(neighbour.nft.replace("} }", "}\n}").replace("; }", ";\n}") + "\n")
     if any(not Path("/proc/sys", *name.split(".")).exists() for name, _ in neighbour.sysctls):
         pytest.skip("this kernel has no such sysctl")
     node.set_sysctls(dict(neighbour.sysctls))
