@@ -20,15 +20,15 @@ from pathlib import Path
 
 import pytest
 
-from pellucid_cli.lab.clients import get
-from pellucid_cli.lab.servers import Arrival, speak_http
+from pellucid_cli.lab.clients import TlsSession, get
+from pellucid_cli.lab.servers import Arrival, speak_http, speak_https
 from pellucid_cli.lab.topology import POD_GATEWAYS, Namespace
 from pellucid_proxy.agent.status import read_status
 
 from ..world import eventually
 from .conftest import Figure
-from .stage import TABLE, Stage, policy, process_ids, tap
-from .test_start_and_stop import speak_echo
+from .stage import TABLE, Stage, kill, policy, process_ids, tap
+from .test_start_and_stop import _echoes, speak_echo
 
 SITE, FORBIDDEN = "site.example", "forbidden.example"
 LIMIT_S = 1.0
@@ -209,9 +209,10 @@ def _difference(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
 @pytest.mark.parametrize("what", ["tables", "routes"])
 def test_every_kind_of_drift_is_repaired_within_a_second(tmp_path: Path, figure: Figure, what: str) -> None:
     with Stage(tmp_path) as stage:
-        stage.serve("web", {80: speak_http})
+        stage.serve("web", {80: speak_http, 443: speak_https})
+        stage.serve("other", {7: speak_echo})
         stage.write("policy.yaml", RULES)
-        a, web = stage["a"], stage["web"]
+        a, web, other = stage["a"], stage["web"], stage["other"]
         with stage.run("--workers", "1"):
             kinds = list(of_tables(stage) if what == "tables" else of_routes(stage))
         seed = random.SystemRandom().randrange(10_000)
@@ -219,11 +220,20 @@ def test_every_kind_of_drift_is_repaired_within_a_second(tmp_path: Path, figure:
             kinds = random.Random(seed).sample(kinds, AT_ONCE)
         took: dict[str, float] = {}
         for start in range(0, len(kinds), AT_ONCE):  # more in a minute are taken for a fight
-            with stage.run("--workers", "1") as instance:
+            with (
+                stage.run("--workers", "1", drain_s=0.0) as instance,
+                TlsSession(a, web.ipv4, 443, SITE) as relayed,
+                TlsSession(a, web.ipv6, 443, SITE) as relayed6,
+                a.connect(other.ipv4, 7) as direct,
+            ):
                 wanted = held(stage)
                 assert "state_" in wanted[0]
                 for name, change in kinds[start : start + AT_ONCE]:
                     took[name] = repaired_after(stage, wanted, change, name)
+                    assert relayed.request().end == relayed6.request().end == "answered", (
+                        f"{name} cut a live connection"
+                    )
+                    assert _echoes(direct), f"{name} cut a live connection past the proxy"
                 for address in web.addresses:
                     assert get(a, address, 80, SITE).end == "answered", instance.log_end()
                     assert get(a, address, 80, FORBIDDEN).end == "reset"
@@ -231,7 +241,7 @@ def test_every_kind_of_drift_is_repaired_within_a_second(tmp_path: Path, figure:
         slowest = max(took, key=lambda name: took[name])
         figure(
             f"drift, {what}",
-            f"{len(took)} of {len(kinds)} kinds repaired after p50 {statistics.median(ranked) * 1000:.0f} ms, "
+            f"{len(took)} of {len(kinds)} kinds repaired while live connections go on, after p50 {statistics.median(ranked) * 1000:.0f} ms, "
             f"p99 {ranked[-1 - len(ranked) // 100] * 1000:.0f} ms, max {ranked[-1] * 1000:.0f} ms ({slowest}; seed {seed})",
         )
         assert ranked[-1] < LIMIT_S, slowest
@@ -395,3 +405,20 @@ def test_a_new_address_of_the_node_is_never_dialled_for_a_pod(tmp_path: Path, fi
             "an address of the node comes and goes", f"workers know after {came * 1000:.0f} ms and {went * 1000:.0f} ms"
         )
         assert max(came, went) < LIMIT_S
+
+
+def test_what_is_changed_while_the_agent_is_away_is_repaired_by_the_next(tmp_path: Path, figure: Figure) -> None:
+    """The chain that names the content of the table is still there."""
+    with Stage(tmp_path, pods=("a",)) as stage:
+        stage.write("policy.yaml", RULES)
+        with stage.run("--workers", "1") as instance:
+            wanted = held(stage)
+            supervisor, agent = process_ids(instance)["supervisor"], process_ids(instance)["agent"]
+            os.kill(supervisor, signal.SIGSTOP)  # so that the next agent does not come before
+            kill(agent)
+            stage.node.nft(f"flush chain {TABLE} judge\nadd element {TABLE} exclude4 {{ 192.0.2.10 }}")
+            os.kill(supervisor, signal.SIGCONT)
+            began = time.monotonic()
+            assert eventually(lambda: held(stage) == wanted, 20.0), instance.log_end()
+            took = time.monotonic() - began
+        figure("drift while the agent is away", f"repaired {took * 1000:.0f} ms after the next one may start")

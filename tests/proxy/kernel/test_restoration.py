@@ -40,7 +40,8 @@ def inventory(without: frozenset[tuple[str, str]] = frozenset(), **more: set[str
         kind: {name for k, name in there if k == kind} | more.get(kind, set())
         for kind in ("chain", "set", "map", "counter")
     }
-    return Inventory(*(frozenset(names[kind]) for kind in ("chain", "set", "map", "counter")), others=False)
+    chains, sets, maps, counters = (frozenset(names[kind]) for kind in ("chain", "set", "map", "counter"))
+    return Inventory(chains, sets, maps, counters, others=False)
 
 
 def test_what_is_there_stays_and_is_filled_anew() -> None:
@@ -61,8 +62,15 @@ def test_no_connection_from_before_the_start_is_let_in_a_second_time() -> None:
     assert "elements = { ipv4 timeout" not in restoration(STATE, inventory())
 
 
+NOTHING: frozenset[str] = frozenset()
+
+
 @pytest.mark.parametrize(
-    "present", [Inventory(*[frozenset()] * 4, others=False), Inventory(*[frozenset(["x"])] * 4, others=True)]
+    "present",
+    [
+        Inventory(NOTHING, NOTHING, NOTHING, NOTHING, others=False),
+        Inventory(frozenset(["x"]), NOTHING, NOTHING, NOTHING, others=True),
+    ],
 )
 def test_where_nothing_is_there_or_what_we_cannot_undo_the_table_is_replaced(present: Inventory) -> None:
     assert restoration(STATE, present).startswith("add table inet pellucid\ndelete table inet pellucid\n")
