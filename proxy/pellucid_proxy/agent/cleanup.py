@@ -28,9 +28,10 @@ def cleanup(state: str) -> list[str]:
             removed.append(f"table inet {settings.table}")
         removed += routing.left(settings)
         routing.remove(settings)
-        if trace.read(state).sysctls:
+        left = trace.read(state)
+        if left.sysctls:
             removed.append("sysctls of connection tracking")
-        leave_no_trace(state)
+        leave_no_trace(state, left)
         socket = os.path.join(state, NAME)
         if os.path.lexists(socket):
             os.unlink(socket)

@@ -88,7 +88,8 @@ class DataPath:
         if self._tracking is not None:
             self._tracking.close()
             self._tracking = None
-        leave_no_trace(self._folder)
+        leave_no_trace(self._folder, self._trace)
+        self._trace = trace.Trace()
         self._counting = False
         self._free_ports()
 
@@ -155,12 +156,12 @@ class DataPath:
             log.info("a flush of all rules would stop connection tracking (%s): Linux 5.12 or later holds it", err)
         before = conntrack.counted()
         off = {name: value for name, value in before.items() if value == "0"}
+        self._trace = msgspec.structs.replace(self._trace, sysctls=off | self._trace.sysctls)
+        self._write_trace()  # first: whatever happens now, they can be put back
         try:
             conntrack.count(dict.fromkeys(off, "1"))
         except OSError as err:
             log.warning("%s: %s; what slips past rules that others change is not counted", ", ".join(off), err.strerror)
-        else:
-            self._trace = msgspec.structs.replace(self._trace, sysctls=off | self._trace.sysctls)
 
     def _settle(self) -> None:
         state = self._kernel.state
@@ -184,7 +185,11 @@ class DataPath:
 
     def _remember(self, *, whole: bool) -> None:
         """The next agent knows whether anything changed after this. whole: nobody else changed our table before."""
-        self._trace = msgspec.structs.replace(self._trace, generation=self._watch.generation if whole else None)
+        if self._routed:
+            self._trace = msgspec.structs.replace(self._trace, generation=self._watch.generation if whole else None)
+            self._write_trace()
+
+    def _write_trace(self) -> None:
         try:
             trace.write(self._folder, self._trace)
         except OSError as err:
@@ -215,10 +220,10 @@ class DataPath:
         return found
 
 
-def leave_no_trace(folder: str) -> None:
-    """Sysctls are as they were before the run that used folder, and nothing there tells of it any more."""
+def leave_no_trace(folder: str, left: trace.Trace) -> None:
+    """Sysctls are as they were before the run that used folder and left that trace, and nothing there tells of it any more."""
     try:
-        conntrack.count(trace.read(folder).sysctls)
+        conntrack.count(left.sysctls)
     except OSError as err:
         log.warning("%s: %s; they stay on", ", ".join(conntrack.COUNTING), err.strerror)
     trace.remove(folder)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from pellucid_policy.compile import PolicySet
@@ -280,7 +280,8 @@ class Agent:
         try:
             if enforcer is not None and stop.drain_s and not stop.keep_rules:
                 await enforcer.drain()
-            await self._end_workers(stop)
+            async with self._repairing():
+                await self._end_workers(stop)
             self._report.phase = report.STOPPING
             if enforcer is not None and not stop.keep_rules:
                 await enforcer.remove()
@@ -293,6 +294,18 @@ class Agent:
             for pipe in self._pipes:
                 pipe.close()
         return True
+
+    @contextlib.asynccontextmanager
+    async def _repairing(self) -> AsyncIterator[None]:
+        """What others change among the rules is put right meanwhile."""
+        repairs = self._report.repairs
+        task = None if repairs is None else asyncio.create_task(repairs.run(), name="repair rules")
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
 
     async def _end_workers(self, stop: Stop) -> None:
         """Returns when they have ended or their time is over; the supervisor may shorten it meanwhile."""
