@@ -12,10 +12,11 @@ from ..settings import NodeSettings
 from .nftables import inventory
 from .restoration import restoration
 from .ruleset import EVENTS, CounterKey, change, counter_keys, marker, removal, ruleset
-from .state import KernelState
+from .state import KernelState, boot_hold
 from .totals import Count, Totals
 
 _TIMEOUT_S = 30.0
+_LARGE = 500  # rules that take longer to load than a pod may be left unjudged: about 0.1 s
 
 
 class KernelError(RuntimeError):
@@ -104,6 +105,9 @@ class Kernel:
             return
         with contextlib.suppress(KernelError):  # counters that are gone are lost; the others would start anew below
             self._collect()
+        if _is_large(self._state):
+            # What takes seconds to load would let everything pass so long. The workers know the policy and judge what is held for them.
+            self._load(ruleset(boot_hold(self._settings)))
         try:
             text = restoration(self._state, inventory(self._settings.table))
         except OSError as err:
@@ -185,6 +189,11 @@ class Kernel:
                 self._rules.add(keys[name], packets, size)
             elif name in EVENTS:
                 self._events.add(name, packets, size)
+
+
+def _is_large(state: KernelState) -> bool:
+    rules = sum(len(group.leading) + len(group.nameless) for group in state.groups)
+    return not (state.hold or state.drain) and rules > _LARGE
 
 
 def _take_counters(table: str) -> Iterator[tuple[str, Count]]:

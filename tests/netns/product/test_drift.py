@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from pellucid_cli.lab.clients import TlsSession, get
+from pellucid_cli.lab.instance import Instance
 from pellucid_cli.lab.servers import Arrival, speak_http, speak_https
 from pellucid_cli.lab.topology import POD_GATEWAYS, Namespace
 from pellucid_proxy.agent.status import read_status
@@ -446,3 +447,45 @@ def test_drift_is_repaired_while_it_drains(tmp_path: Path) -> None:
 
 def _chains(stage: Stage) -> list[str]:
     return [block for block in held(stage)[0].split("\n\n") if block.startswith("chain")]
+
+
+def test_a_large_policy_is_enforced_again_as_soon_as_a_small_one(tmp_path: Path, figure: Figure) -> None:
+    """Loading it takes longer: meanwhile the workers judge alone."""
+    count, each = 5, 900
+    with Stage(tmp_path, pods=("a",)) as stage:
+        stage.serve("web", {80: speak_http})
+        a, web = stage["a"], stage["web"]
+        for number in range(count):
+            rules = "".join(
+                f"  - {{name: r{i}, match: {{destinations: [{{cidr: 198.18.{number}.{i % 250}/32}}], ports: [{{port: {1 + i}}}]}}, "
+                "action: Allow}\n"
+                for i in range(each)
+            )
+            stage.write(f"many{number}.yaml", policy(rules, name=f"many{number}"))
+        stage.write(
+            "zlast.yaml",
+            policy(
+                f"  - {{match: {{destinations: [{{domain: {SITE}}}]}}, action: Allow}}\n  - {{match: {{}}, action: Block}}",
+                name="zlast",
+            ),
+        )
+        with stage.run("--workers", "1") as instance:
+            took = []
+            for change in ("flush ruleset", f"flush chain {TABLE} judge", f"delete table {TABLE}"):
+                repaired = _repairs(instance)
+                stage.node.nft(change)
+                began = time.monotonic()
+                assert eventually(lambda: get(a, web.ipv4, 80, FORBIDDEN).end == "reset", 10.0)
+                took.append(time.monotonic() - began)
+                assert get(a, web.ipv6, 80, FORBIDDEN).end == "reset"
+                assert get(a, web.ipv4, 80, SITE).end == "answered"
+                assert eventually(lambda repaired=repaired: _repairs(instance) > repaired, 20.0)  # type: ignore[misc]
+                assert get(a, web.ipv4, 80, FORBIDDEN).end == "reset"
+        figure(
+            f"drift, {count * each} rules", f"enforced again after {max(took) * 1000:.0f} ms at most, {len(took)} kinds"
+        )
+        assert max(took) < LIMIT_S
+
+
+def _repairs(instance: Instance) -> int:
+    return instance.log.read_text().count("kernel rules repaired within")
