@@ -22,6 +22,10 @@ COMMANDS = {
     "lab": Entry("lab", "See it work: pods, a node and servers in network namespaces, with live flows."),
     "lint": Entry("lint", "Check policy files: everything this node would refuse, with line and cure."),
     "status": Entry("status", "Show in one screen whether this machine enforces its policy."),
+    "preflight": Entry(
+        "preflight", "Say whether this machine can run the proxy, and if not, why, before anything is changed."
+    ),
+    "cleanup": Entry("cleanup", "Take away what a run that was killed has left."),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 

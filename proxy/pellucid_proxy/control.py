@@ -24,6 +24,12 @@ class GetStats(msgspec.Struct, tag=True, frozen=True):
     request: int
 
 
+class SetAddresses(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: the node's own addresses are these now, packed; they are never dialled for a pod."""
+
+    addresses: tuple[bytes, ...]
+
+
 class Drain(msgspec.Struct, tag=True, frozen=True):
     """Agent to worker: accept nothing more, end when the last connection has ended, or after seconds."""
 
@@ -50,7 +56,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
-ToWorker = SetPolicy | GetStats | Drain
+ToWorker = SetPolicy | SetAddresses | GetStats | Drain
 ToAgent = Applied | Refused | Stats
 
 

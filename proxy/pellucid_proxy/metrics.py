@@ -86,6 +86,25 @@ METRICS: dict[str, Metric] = {
     ),
     "policy_apply_seconds": Metric("histogram", (), "From a file's writing to its enforcement.", "agent", APPLY_S),
     "conntrack_usage_ratio": Metric("gauge", (), "Entries of the connection tracking table over its limit.", "agent"),
+    "rules_repairs": Metric(
+        "counter",
+        ("cause",),
+        "Repairs of kernel rules that somebody else changed, by what was changed: table, chain, set, rule, element, counter, "
+        "ip_rule, route, link (lo), other, or unseen.",
+        "agent",
+    ),
+    "leaked_packets": Metric(
+        "counter",
+        (),
+        "Packets of pods that got past the policy while somebody else had changed the kernel rules, as connection tracking counted them.",
+        "agent",
+    ),
+    "leaked_connections": Metric(
+        "counter",
+        ("outcome",),
+        "Connections of the same; outcome is ended (of a closed pod: made to end) or left (another, or no TCP).",
+        "agent",
+    ),
     "process_restarts": Metric(
         "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ..arguments import ADDRESS_PORT, NETWORK, state_option
@@ -10,7 +12,7 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
 @click.command(name="run")
 @click.option(
     "--policy",
-    type=click.Path(exists=True, file_okay=False),
+    type=click.Path(file_okay=False),
     required=True,
     metavar="DIR",
     help="Folder of YAML files: policies, and Pod and Namespace objects. Watched; a change is taken as a whole or refused "
@@ -122,8 +124,11 @@ def command(
                  2 wrong usage, or the policy was bad at the start
                  3 this machine cannot: no rights, an old kernel or nft, a mark or table taken
     """
+    from pellucid_proxy.agent.last_good import NAME
     from pellucid_proxy.supervisor import RunOptions, run
 
+    if not os.path.isdir(policy) and not os.path.exists(os.path.join(state, NAME)):
+        raise click.BadParameter(f"Directory '{policy}' does not exist.", ctx, param_hint="'--policy'")
     options = RunOptions(
         policy=policy,
         scope=scope,

@@ -72,7 +72,7 @@ def _ask(state: str, wait_s: float) -> tuple[NodeStatus | None, str]:
 
 def _enforces(status: NodeStatus) -> bool:
     whole = all(worker.alive and worker.revision == status.revision for worker in status.workers)
-    return status.phase == "enforcing" and not status.problems and whole
+    return status.phase == "enforcing" and not status.problems and not status.rules and whole
 
 
 def _json(answer: object) -> str:
@@ -92,6 +92,8 @@ def _screen(status: NodeStatus) -> str:
             click.style(f"problems    {len(status.problems)}", fg="red"),
             *(f"  {each}" for each in status.problems),
         ]
+    if status.rules:
+        lines += ["", click.style("kernel rules", fg="red"), *(f"  {each}" for each in status.rules)]
     return "\n".join(lines)
 
 
@@ -102,6 +104,8 @@ def _first_line(status: NodeStatus) -> str:
         said = f"Not enforcing: {status.phase}"
     elif status.problems:
         said = f"Enforcing the last good policy: what {status.folder} holds is refused"
+    elif status.rules:
+        said = "Enforcing, but somebody else changes the kernel rules again and again"
     else:
         said = "Enforcing, but not every worker has this policy"
     return click.style(said, fg="red", bold=True)

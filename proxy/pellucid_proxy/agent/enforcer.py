@@ -21,6 +21,7 @@ from pellucid_policy.compile import PolicySet, encode
 from ..control import Series
 from ..kernel.apply import KernelError
 from ..kernel.state import KernelState, boot_hold, kernel_state
+from ..kernel.watch import Drift
 from ..settings import NodeSettings
 from .workers import WorkerLink, Workers
 
@@ -41,6 +42,15 @@ class Rules(Protocol):
     def series(self) -> list[Series]: ...
 
     def present(self) -> bool: ...
+
+    @property
+    def descriptors(self) -> tuple[int, ...]: ...
+
+    def drifted(self) -> list[Drift]: ...
+
+    def audit(self) -> list[Drift]: ...
+
+    def repair(self, drifts: list[Drift]) -> list[Drift]: ...
 
 
 class Enforcer:
@@ -124,6 +134,24 @@ class Enforcer:
             await self._in_kernel(lambda: self._rules.apply(kernel_state(policy, self._settings)))
         else:
             await self.remove()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Readable while drifted() may have something to tell."""
+        return self._rules.descriptors
+
+    async def drifted(self) -> list[Drift]:
+        """What others changed among the kernel rules since the last call."""
+        return await self._in_kernel(self._rules.drifted)
+
+    async def audit(self) -> list[Drift]:
+        """The same, and what may have changed without a notice. Raises KernelError."""
+        return await self._in_kernel(self._rules.audit)
+
+    async def repair(self, drifts: list[Drift]) -> list[Drift]:
+        """The kernel rules are again what they are to be; returns which of drifts were about them. Raises KernelError."""
+        async with self._one_at_a_time:
+            return await self._in_kernel(lambda: self._rules.repair(drifts))
 
     async def kernel_series(self) -> list[Series]:
         """What the kernel counted; nothing if it cannot be asked."""

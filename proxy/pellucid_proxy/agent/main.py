@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from pellucid_policy.compile import PolicySet
@@ -25,6 +25,7 @@ from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, fixed_differences, node_settings
 from .policy import Accepted, BadPolicy, accept_folder
+from .repairs import Repairs
 from .source_files import FolderWatch, fingerprint, written_at
 from .status import remove_socket, serve_status
 from .workers import Workers
@@ -43,7 +44,7 @@ class Node:
 
     preflight: Callable[[NodeSettings], None]
     addresses: Callable[[], tuple[bytes, ...]] = node_addresses
-    rules: Callable[[NodeSettings], Rules] = DataPath
+    rules: Callable[[NodeSettings, str], Rules] = DataPath
 
 
 async def serve(config: AgentConfig, node: Node) -> int:
@@ -77,6 +78,7 @@ class Agent:
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
         self._first: Accepted | None = None
+        self._addresses: tuple[bytes, ...] = ()
 
     @classmethod
     async def open(cls, config: AgentConfig, node: Node, stack: contextlib.AsyncExitStack) -> Agent:
@@ -132,10 +134,12 @@ class Agent:
         accepted = self._first = await self._first_policy()
         await self._configure(accepted)
         await self._enforce_first(accepted)
+        assert self._report.repairs is not None
         watch = FolderWatch(self._options.policy, self._seen)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch.notice(), name="notice changes")
             tasks.create_task(self._follow(watch), name="follow folder")
+            tasks.create_task(self._report.repairs.run(), name="repair rules")
 
     # Start
 
@@ -171,18 +175,19 @@ class Agent:
             self._refuse(changed)
         self._settings = self._report.settings = settings
         try:
-            rules = self._node.rules(settings)
+            rules = self._node.rules(settings, self._options.state)
         except KernelError as err:
             raise Refusal(str(err)) from err
         self._enforcer = self._report.enforcer = Enforcer(self._workers, rules, settings)
-        addresses = await asyncio.to_thread(self._node.addresses)
-        self._channel.send(Configured(settings, self._name, addresses))
+        self._addresses = await asyncio.to_thread(self._node.addresses)
+        self._channel.send(Configured(settings, self._name, self._addresses))
         while len(self._workers.staying) < settings.workers:
             await self._worker_started.wait()
             self._worker_started.clear()
 
     async def _enforce_first(self, accepted: Accepted) -> None:
         assert self._enforcer is not None
+        assert self._settings is not None
         try:
             if self._running is None:
                 await self._enforcer.hold()
@@ -193,9 +198,22 @@ class Agent:
         problems = await self._enforcer.enforce(accepted.policy)
         if problems:
             raise Refusal("; ".join(problems))
+        self._report.repairs = Repairs(
+            self._enforcer,
+            self._settings.repairs_a_minute,
+            self._settings.audit_interval_s,
+            self._on_addresses_changed,
+        )
         self._report.phase = report.ENFORCING
         await self._keep(accepted)
         self._channel.send(Ready(accepted.policy.revision))
+
+    async def _on_addresses_changed(self) -> None:
+        addresses = await asyncio.to_thread(self._node.addresses)
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._workers.set_addresses(addresses)
+            log.info("the node has other addresses: workers know them")
 
     async def _last_enforced(self) -> PolicySet | None:
         """What the agent before this one enforced, as far as the disk knows."""
@@ -271,7 +289,8 @@ class Agent:
                 await enforcer.drain()
             if stop.keep_workers:
                 return True
-            await self._end_workers(stop)
+            async with self._repairing():
+                await self._end_workers(stop)
             self._report.phase = report.STOPPING
             if enforcer is not None and not stop.keep_rules:
                 await enforcer.remove()
@@ -284,6 +303,18 @@ class Agent:
             for pipe in self._pipes:
                 pipe.close()
         return True
+
+    @contextlib.asynccontextmanager
+    async def _repairing(self) -> AsyncIterator[None]:
+        """What others change among the rules is put right meanwhile."""
+        repairs = self._report.repairs
+        task = None if repairs is None else asyncio.create_task(repairs.run(), name="repair rules")
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
 
     async def _end_workers(self, stop: Stop) -> None:
         """Returns when they have ended or their time is over; the supervisor may shorten it meanwhile."""

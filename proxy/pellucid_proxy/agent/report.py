@@ -19,6 +19,7 @@ from ..supervisor.options import RunOptions
 from .data_path import conntrack_series
 from .enforcer import Enforcer
 from .flows import FlowFile
+from .repairs import Repairs
 from .status import NodeStatus, WorkerStatus
 from .workers import Workers
 
@@ -40,6 +41,7 @@ class Report:
         self.problems: tuple[str, ...] = ()
         self.settings: NodeSettings | None = None
         self.enforcer: Enforcer | None = None
+        self.repairs: Repairs | None = None
         self._options = options
         self._folder = os.path.abspath(options.policy)
         self._node = node
@@ -123,6 +125,7 @@ class Report:
             flows=self._options.flows,
             flows_dropped=self._flows.dropped if self._flows else 0,
             metrics=self._options.metrics,
+            rules=self.repairs.problems if self.repairs else (),
         )
 
     def _own(self) -> list[Series]:
@@ -135,6 +138,8 @@ class Report:
         ]
         if self.revision:
             found.append(Series("policy_revision_info", "gauge", (self.revision,), 1))
+        if self.repairs:
+            found += self.repairs.series()
         if self._flows:
             found.append(Series("events_dropped", "counter", ("writer",), self._flows.dropped))
         return found

@@ -34,6 +34,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One moment of a node. phase: starting, enforcing, draining or stopping.
 
     source: folder, or last-good where the folder is bad or away. problems: why what the folder holds is not enforced; empty: it is.
+    rules: what others do to the kernel rules, as far as it hinders; empty: nothing.
     policies: Kind namespace/name, in order of evaluation nowhere implied. listen: ADDR:PORT.
     """
 
@@ -58,6 +59,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     flows: str | None
     flows_dropped: int
     metrics: str | None
+    rules: tuple[str, ...] = ()
 
 
 class NotRunning(Exception):

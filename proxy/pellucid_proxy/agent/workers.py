@@ -11,7 +11,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToAgent, ToWorker
+from ..control import (
+    MAX_MESSAGE,
+    Applied,
+    Drain,
+    GetStats,
+    Refused,
+    Series,
+    SetAddresses,
+    SetPolicy,
+    Stats,
+    ToAgent,
+    ToWorker,
+)
 from ..worker_config import read_memfd, sealed_memfd
 from .collector import merged
 
@@ -75,6 +87,13 @@ class WorkerLink:
         if answer is not None:
             self.counted = answer
         return answer
+
+    def set_addresses(self, addresses: tuple[bytes, ...]) -> None:
+        """The worker knows the node's own addresses."""
+        try:
+            self._send(SetAddresses(addresses))
+        except OSError as err:
+            log.error("worker %d: it is not told of the node's %d addresses: %s", self.index, len(addresses), err)
 
     def drain(self, seconds: float) -> None:
         """Have the worker accept nothing more and end with its last connection, or after seconds."""
@@ -155,6 +174,7 @@ class Workers:
         self.links: list[WorkerLink] = []
         self._left = left
         self.past: list[Series] = []
+        self._addresses: tuple[bytes, ...] | None = None
         self._all_ended = asyncio.Event()
         self._all_ended.set()
 
@@ -170,8 +190,16 @@ class Workers:
                 link.close()
         self._all_ended.clear()
         added = WorkerLink(index, control, self._on_end, ends, leaving)
+        if self._addresses is not None:
+            added.set_addresses(self._addresses)
         self.links = sorted([*(link for link in self.links if link.index != index), added], key=lambda link: link.index)
         return added
+
+    def set_addresses(self, addresses: tuple[bytes, ...]) -> None:
+        """All workers know the node's own addresses, and so do those that are started later."""
+        self._addresses = addresses
+        for link in self._live():
+            link.set_addresses(addresses)
 
     async def set_policy(self, revision: str, content: bytes) -> list[str]:
         """Give all workers a policy; returns why each that did not take it did not. A leaving one may be too old to know it: it goes on

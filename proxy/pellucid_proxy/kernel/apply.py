@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..settings import NodeSettings
+from .nftables import inventory
+from .restoration import restoration
 from .ruleset import EVENTS, CounterKey, change, counter_keys, marker, removal, ruleset
-from .state import KernelState
+from .state import KernelState, boot_hold
 from .totals import Count, Totals
 
 _TIMEOUT_S = 30.0
+_LARGE = 500  # rules that take longer to load than a pod may be left unjudged: about 0.1 s
 
 
 class KernelError(RuntimeError):
     """The kernel or nft refused. The message says what and the cure."""
 
 
-def nft(*arguments: str, text: str = "") -> str:
-    """The output of nft with arguments, text on its standard input; or KernelError with its own words and the cure."""
+def nft(*arguments: str, text: str = "", started: Callable[[int], None] | None = None) -> str:
+    """The output of nft with arguments, text on its standard input; or KernelError with its own words and the cure.
+
+    started: gets the process id, before anything is changed."""
     try:
-        done = subprocess.run(
-            ["nft", *arguments], input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError as err:
-        raise KernelError("nft: the command is missing; install the package nftables (1.0 or later)") from err
-    except subprocess.TimeoutExpired as err:
+        with subprocess.Popen(
+            ["nft", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            if started is not None:
+                started(process.pid)
+            try:
+                out, err = process.communicate(text, timeout=_TIMEOUT_S)
+            except BaseException:
+                process.kill()
+                raise
+    except FileNotFoundError as missing:
+        raise KernelError("nft: the command is missing; install the package nftables (1.0 or later)") from missing
+    except subprocess.TimeoutExpired as late:
         raise KernelError(
             f"nft: no answer in {_TIMEOUT_S:.0f} s; look for a process that holds nftables (`fuser`, `ps`)"
-        ) from err
-    if done.returncode != 0:
-        raise KernelError(f"nft: {_first_error(done.stderr)}; {_cure(done.stderr)}")
-    return done.stdout
+        ) from late
+    if process.returncode != 0:
+        raise KernelError(f"nft: {_first_error(err)}; {_cure(err)}")
+    return out
 
 
-def load(text: str) -> None:
+def load(text: str, started: Callable[[int], None] | None = None) -> None:
     """The kernel holds what text says, in one transaction, or KernelError and nothing has changed."""
-    nft("-f", "-", text=text)
+    nft("-f", "-", text=text, started=started)
 
 
 def _first_error(said: str) -> str:
@@ -73,6 +87,41 @@ class Kernel:
         self._state: KernelState | None = None  # what is loaded, if we know
         self._rules: Totals[CounterKey] = Totals()
         self._events: Totals[str] = Totals()
+        self._loaders: list[int] = []
+
+    def take_loaders(self) -> list[int]:
+        """The ids of the processes by which this Kernel changed tables since the last call; all have ended."""
+        taken, self._loaders = self._loaders, []
+        return taken
+
+    @property
+    def state(self) -> KernelState | None:
+        """What is loaded, as far as we did it; None: not known."""
+        return self._state
+
+    def restore(self) -> None:
+        """The table holds again what was applied last, whatever others made of it; live connections are left alone. Raises KernelError."""
+        if self._state is None:
+            return
+        with contextlib.suppress(KernelError):  # counters that are gone are lost; the others would start anew below
+            self._collect()
+        if _is_large(self._state):
+            # What takes seconds to load would let everything pass so long. The workers know the policy and judge what is held for them.
+            self._load(ruleset(boot_hold(self._settings)))
+        try:
+            text = restoration(self._state, inventory(self._settings.table))
+        except OSError as err:
+            raise KernelError(f"netlink: {err}; the process needs the capability NET_ADMIN") from err
+        try:
+            self._load(text)
+        except KernelError:  # something of ours has another type or hook now
+            whole = ruleset(dataclasses.replace(self._state, adopt=False))
+            if text == whole:
+                raise
+            self._load(whole)
+
+    def _load(self, text: str) -> None:
+        load(text, self._loaders.append)
 
     def apply(self, state: KernelState) -> None:
         """The kernel holds state, wholly or (KernelError) not at all; live connections are left alone."""
@@ -86,14 +135,14 @@ class Kernel:
         if self._state is not None and self._replaces(text):
             self._collect()
         try:
-            load(text)
+            self._load(text)
         except KernelError:
             if self._state is None or text.startswith(removal(self._settings)):
                 raise
             # Somebody else changed our table: what we would change is not as we left it.
             self._state = None
             text = ruleset(state)
-            load(text)
+            self._load(text)
         self._state = state
 
     def recognise(self, state: KernelState) -> bool:
@@ -113,7 +162,7 @@ class Kernel:
     def remove(self) -> None:
         """There is no table of ours. Does nothing where there was none. Raises KernelError."""
         self._collect()
-        load(removal(self._settings))
+        self._load(removal(self._settings))
         self._state = None
 
     def counters(self) -> dict[CounterKey, Count]:
@@ -140,6 +189,11 @@ class Kernel:
                 self._rules.add(keys[name], packets, size)
             elif name in EVENTS:
                 self._events.add(name, packets, size)
+
+
+def _is_large(state: KernelState) -> bool:
+    rules = sum(len(group.leading) + len(group.nameless) for group in state.groups)
+    return not (state.hold or state.drain) and rules > _LARGE
 
 
 def _take_counters(table: str) -> Iterator[tuple[str, Count]]:

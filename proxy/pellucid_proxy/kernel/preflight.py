@@ -6,9 +6,11 @@ import errno
 import ipaddress
 import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ import msgspec
 from pellucid_policy.plan import AddressRule, KernelGroup
 
 from ..settings import NodeSettings
+from . import neighbours
 from .apply import KernelError, nft
 from .instance import claim
 from .routing import bridges, collisions, ipv6_available, refuse_ipv6_scope
@@ -24,6 +27,7 @@ from .state import KernelState
 
 _CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13}  # capabilities(7)
 _OLDEST_NFT = (1, 0)
+_MOST_NAMED = 5  # of one kind
 _FEATURES = {
     "tproxy": "meta l4proto tcp tproxy ip to 127.0.0.1:1 accept",
     "socket": "meta l4proto tcp socket transparent 1 accept",
@@ -189,6 +193,37 @@ def _routes(settings: NodeSettings) -> Iterator[Finding]:
         yield _error(err)
 
 
+def _neighbours(settings: NodeSettings) -> Iterator[Finding]:
+    """Others' rules in nftables and iptables: bits of marks that are ours as well, and listeners that take packets."""
+    if any(_rights(settings)) or any(_nft(settings)):
+        return
+    try:
+        lines = neighbours.listing(settings.table)
+    except (OSError, subprocess.TimeoutExpired) as err:
+        yield Finding(
+            Severity.WARNING, f"others' rules cannot be looked through for marks: {err}", "see `nft list ruleset`"
+        )
+        return
+    for line, bits in islice(neighbours.colliding(lines, settings.marks.mask), _MOST_NAMED):
+        yield Finding(
+            Severity.ERROR,
+            f"settings.marks.mask: `{line[:200]}` uses bits {bits:#x} of our mark {settings.marks.mask:#x}",
+            "choose two bits that nobody uses (spec.marks.mask of the TransparentProxy object)",
+        )
+    for line in neighbours.overwriting(lines)[:_MOST_NAMED]:
+        yield Finding(
+            Severity.WARNING,
+            f"`{line[:200]}` sets the whole mark: where it meets packets of pods or of the proxy, they are lost",
+            "have it set its own bits only, or leave the pods' traffic out",
+        )
+    for line in neighbours.proxies(lines)[:_MOST_NAMED]:
+        yield Finding(
+            Severity.WARNING,
+            f"`{line[:200]}` gives packets to another transparent proxy: it does not see what Pellucid takes",
+            "leave the pods' traffic to one of the two",
+        )
+
+
 def _ipv6(settings: NodeSettings) -> Iterator[Finding]:
     try:
         refuse_ipv6_scope(settings)
@@ -236,5 +271,5 @@ def _error(err: Exception) -> Finding:
 
 
 _CHECKS: tuple[Callable[[NodeSettings], Iterator[Finding]], ...] = (
-    _settings, _rights, _nft, _features, _instance, _routes, _ipv6, _sysctls,
+    _settings, _rights, _nft, _features, _instance, _routes, _neighbours, _ipv6, _sysctls,
 )  # fmt: skip

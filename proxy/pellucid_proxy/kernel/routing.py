@@ -30,6 +30,7 @@ _KERNEL = 2  # RTPROT_KERNEL
 _TO_TABLE, _GOTO, _NOP = 1, 2, 3  # FR_ACT_*
 _LOCAL = 2  # RTN_LOCAL
 _WHOLE = 0xFFFFFFFF
+_MOST_FOREIGN_RULES = 64  # taken away in one repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,18 @@ def remove(settings: NodeSettings) -> None:
                     raise
 
 
+def left(settings: NodeSettings) -> list[str]:
+    """Rules and routes of our shape, whatever scope they were made for. Raises KernelError."""
+    found: list[str] = []
+    with _netlink() as netlink:
+        for family in _families(settings):
+            found += [str(rule) for rule in _present(netlink, family) if _ours(rule, settings)]
+            for message in netlink.get_routes(family=family, table=settings.route_table, type=_LOCAL):
+                if message.get_attr("RTA_TABLE") == settings.route_table and not message.get_attr("RTA_DST"):
+                    found.append(f"local default dev lo table {settings.route_table}")
+    return found
+
+
 def missing(settings: NodeSettings) -> list[str]:
     """Which of our rules and routes are not there, as `ip rule` or `ip route` would show them. Raises KernelError."""
     absent: list[str] = []
@@ -127,6 +140,80 @@ def missing(settings: NodeSettings) -> list[str]:
                 continue
             absent.append(f"local default dev lo table {settings.route_table}")
     return absent
+
+
+def wrong(settings: NodeSettings) -> bool:
+    """Whether repair() would have anything to do. Raises KernelError."""
+    if missing(settings):
+        return True
+    with _netlink() as netlink:
+        for family in _families(settings):
+            among = [rule for rule in _present(netlink, family) if _among_ours(rule, settings)]
+            if _surplus(among, list(_wanted(settings, family))) or any(_foreign_routes(netlink, settings, family)):
+                return True
+    return False
+
+
+def repair(settings: NodeSettings) -> list[str]:
+    """Our rules and routes are there and nothing of others' is among them; returns what was not so, as `ip` would show it.
+
+    The table and the preferences are ours since the start found them free: what others put there would take marked packets elsewhere.
+    Raises KernelError.
+    """
+    found: list[str] = []
+    with _netlink() as netlink:
+        for family in _families(settings):
+            found += _repair_route(netlink, settings, family) + _repair_rules(netlink, settings, family)
+    return found
+
+
+def _repair_route(netlink: IPRoute, settings: NodeSettings, family: int) -> list[str]:
+    found, there = [], False
+    for message in netlink.get_routes(family=family, table=settings.route_table):
+        target = message.get_attr("RTA_DST")
+        if message.get_attr("RTA_TABLE") != settings.route_table:
+            continue
+        if not target and message["type"] == _LOCAL:
+            there = True
+            continue
+        cidr = f"{target}/{message['dst_len']}" if target else "default"
+        metric = message.get_attr("RTA_PRIORITY")
+        netlink.route(
+            "del",
+            family=family,
+            dst=cidr,
+            type=message["type"],
+            table=settings.route_table,
+            scope=message["scope"],
+            **({"priority": metric} if metric else {}),
+        )
+        found.append(f"a route of others to {cidr} in table {settings.route_table}")
+    if not there:
+        netlink.route("replace", **_route(settings, family))
+        found.append(f"local default dev lo table {settings.route_table} was missing")
+    return found
+
+
+def _repair_rules(netlink: IPRoute, settings: NodeSettings, family: int) -> list[str]:
+    wanted, found = list(_wanted(settings, family)), []
+    for _ in range(
+        _MOST_FOREIGN_RULES
+    ):  # to the kernel, one of ours may be what is to be deleted: look again each time
+        surplus = _surplus([r for r in _present(netlink, family) if _among_ours(r, settings)], wanted)
+        if not surplus:
+            break
+        netlink.rule("del", **{key: value for key, value in _attributes(surplus[0]).items() if key != "FRA_PROTOCOL"})
+        found.append(f"{surplus[0]} is not ours")
+    present = list(_present(netlink, family))
+    missing = [rule for rule in wanted if rule not in present]
+    for rule in missing:
+        netlink.rule("add", **_attributes(rule))
+    return found + [f"{rule} was missing" for rule in missing]
+
+
+def _among_ours(rule: Rule, settings: NodeSettings) -> bool:
+    prefs = range(settings.rule_pref, settings.rule_pref + 3)
+    return rule.pref in prefs or (rule.action == _TO_TABLE and rule.table == settings.route_table)
 
 
 def bridges() -> list[str]:

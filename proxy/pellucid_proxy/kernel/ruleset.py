@@ -58,9 +58,9 @@ def counter_keys(state: KernelState) -> dict[str, CounterKey]:
 
 def ruleset(state: KernelState) -> str:
     """One transaction after which the table holds state and nothing else, whether it was there or not."""
-    name = _table(state.settings)
-    body = "\n".join(_body(state))
-    return f"{removal(state.settings)}table inet {name} {{\n{body}\n}}\n"
+    name = table_name(state.settings)
+    lines = "\n".join(body(state))
+    return f"{removal(state.settings)}table inet {name} {{\n{lines}\n}}\n"
 
 
 def marker(state: KernelState) -> str:
@@ -74,7 +74,7 @@ def marker(state: KernelState) -> str:
 
 def removal(settings: NodeSettings) -> str:
     """One transaction after which there is no table of ours, whether it was there or not."""
-    name = _table(settings)
+    name = table_name(settings)
     return f"add table inet {name}\ndelete table inet {name}\n"
 
 
@@ -84,7 +84,7 @@ def change(old: KernelState, new: KernelState) -> str:
         return ruleset(new)
     if (old.groups, old.strangers, old.hold, old.drain) != (new.groups, new.strangers, new.hold, new.drain):
         return renewal(old, new)
-    table, gone, come = f"inet {_table(new.settings)}", marker(old), marker(new)
+    table, gone, come = f"inet {table_name(new.settings)}", marker(old), marker(new)
     renamed = [f"delete chain {table} {gone}", f"add chain {table} {come}"] if gone != come else []
     return "".join(f"{line}\n" for line in (*_elements("delete", old, new), *_elements("add", old, new), *renamed))
 
@@ -93,7 +93,7 @@ def _elements(verb: str, old: KernelState, new: KernelState) -> Iterator[str]:
     """The elements to delete from sets that are in both states, or those to add."""
     if new.drain:
         return
-    table = f"inet {_table(new.settings)}"
+    table = f"inet {table_name(new.settings)}"
     gone, come = dict(old.members.items() - new.members.items()), dict(new.members.items() - old.members.items())
     members = gone if verb == "delete" else come
     direct = old.direct - new.direct if verb == "delete" else new.direct - old.direct
@@ -115,9 +115,9 @@ def renewal(old: KernelState, new: KernelState) -> str:
     Replaced, a chain would be at its hook twice for a moment, once without rules yet and once with rules no longer, and a set would be
     empty for those that still look into it: a packet on its way just then would pass unjudged.
     """
-    table = f"inet {_table(old.settings)}"
-    body = list(_body(new))
-    before, after = _declared(_body(old)), _declared(body)
+    table = f"inet {table_name(old.settings)}"
+    lines_of_new = list(body(new))
+    before, after = declared(body(old)), declared(lines_of_new)
     counters = [name for kind, name in before if kind == "counter"]
     gone = [(kind, name) for kind, name in before if kind != "counter" and (kind, name) not in after]
     lines = [
@@ -126,7 +126,7 @@ def renewal(old: KernelState, new: KernelState) -> str:
         *(f"delete {kind} {table} {name}" for kind, name in sorted(gone, key=lambda each: each[0] == "chain")),
         *(f"delete counter {table} {name}" for name in counters),
         f"table {table} {{",
-        *map(_without_elements, body),
+        *map(_without_elements, lines_of_new),
         "}",
         *_elements("add", old, new),
     ]
@@ -138,9 +138,9 @@ def _without_elements(line: str) -> str:
     return f"{declared} }}" if elements else line
 
 
-def _declared(body: Iterable[str]) -> set[tuple[str, str]]:
-    """(kind, name) of everything in a table's body."""
-    return {(_kind(line), line.split()[1]) for line in body if _kind(line)}
+def declared(lines: Iterable[str]) -> set[tuple[str, str]]:
+    """(kind, name) of everything in a table's body: set, map, chain, counter."""
+    return {(_kind(line), line.split()[1]) for line in lines if _kind(line)}
 
 
 def _kind(line: str) -> str:
@@ -148,7 +148,8 @@ def _kind(line: str) -> str:
     return kind if kind in ("set", "map", "chain", "counter") else ""
 
 
-def _body(state: KernelState) -> Iterator[str]:
+def body(state: KernelState) -> Iterator[str]:
+    """What stands between the braces of the table, a line each."""
     yield from _rules(state)
     yield from _chain(marker(state), None, [])
 
@@ -391,7 +392,8 @@ def _pairs(version: int, addresses: Iterable[bytes]) -> list[str]:
     return [f"{text} . {text}" for text in _addresses(version, addresses)]
 
 
-def _table(settings: NodeSettings) -> str:
+def table_name(settings: NodeSettings) -> str:
+    """The table's name. Raises ValueError where it is none."""
     if not _TABLE_NAME.fullmatch(settings.table):
         raise ValueError(
             f"settings.table: {settings.table!r} is no table name; use a-z, 0-9 and _, a letter first, at most 31"

@@ -90,6 +90,11 @@ class Judge:
         self._allowed = networks(settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}
 
+    def set_node_addresses(self, addresses: Iterable[bytes]) -> None:
+        """The node's own addresses, packed, are these from now on."""
+        self._node_addresses = frozenset(addresses)
+        self._denied.clear()
+
     def dial_denied(self, address: bytes, node_source: bool) -> bool:
         """Whether address is one that is never dialled on a pod's behalf. node_source: the node's own address would be used."""
         key = (address, node_source)

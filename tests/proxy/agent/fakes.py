@@ -13,6 +13,7 @@ import msgspec
 from pellucid_proxy.control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToWorker
 from pellucid_proxy.kernel.apply import KernelError
 from pellucid_proxy.kernel.state import KernelState
+from pellucid_proxy.kernel.watch import Drift
 from pellucid_proxy.supervisor.children import seqpacket_pair
 from pellucid_proxy.worker_config import read_memfd, sealed_memfd
 
@@ -85,6 +86,8 @@ class FakeRules:
         self.inherited = inherited
         self.refuses: Callable[[KernelState], str] = lambda state: ""
         self.state: KernelState | None = None
+        self.drifts: list[Drift] = []
+        self.repair_fails = ""
 
     def apply(self, state: KernelState) -> None:
         said = "hold" if state.hold else "drain" if state.drain else "rules"
@@ -104,6 +107,24 @@ class FakeRules:
 
     def present(self) -> bool:
         return self.inherited
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return ()
+
+    def drifted(self) -> list[Drift]:
+        drifts, self.drifts = self.drifts, []
+        return drifts
+
+    def audit(self) -> list[Drift]:
+        return self.drifted()
+
+    def repair(self, drifts: list[Drift]) -> list[Drift]:
+        why = self.repair_fails
+        self.log.append(f"kernel {'is not repaired' if why else 'is repaired'}")
+        if why:
+            raise KernelError(why)
+        return drifts
 
     def series(self) -> list[Series]:
         return [Series("kernel_events", "counter", ("intercepted",), 3)]

@@ -86,7 +86,7 @@ class Play:
     async def _run(self, body: Callable[[Play], Awaitable[None]]) -> int:
         theirs, self._channel = seqpacket_pair()
         config = AgentConfig(self.options, theirs.detach(), os.getpid())
-        node = Node(self._preflight, lambda: (b"\x7f\0\0\1",), lambda settings: self.rules)
+        node = Node(self._preflight, lambda: (b"\x7f\0\0\1",), lambda settings, folder: self.rules)
         self._agent = asyncio.create_task(serve(config, node))
         try:
             async with asyncio.timeout(30):
