@@ -38,6 +38,6 @@ class NodeSettings(msgspec.Struct, frozen=True):
     max_connections: int = 65536  # of one worker
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
     repairs_a_minute: int = (
-        60  # of rules that others change, at once; more wait, so that two owners do not fight at full speed
+        60  # of rules that others change, at once; more wait: two owners shall not fight at full speed
     )
     audit_interval_s: float = 10.0  # between looks for changes that no notice of the kernel told of
