@@ -37,7 +37,5 @@ class NodeSettings(msgspec.Struct, frozen=True):
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
-    repairs_a_minute: int = (
-        60  # of rules that others change, at once; more wait: two owners shall not fight at full speed
-    )
+    repairs_a_minute: int = 60  # of rules that others change, at once; more wait, lest two owners fight at full speed
     audit_interval_s: float = 10.0  # between looks for changes that no notice of the kernel told of

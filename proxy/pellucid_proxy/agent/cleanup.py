@@ -9,11 +9,11 @@ from ..kernel.apply import KernelError, load, nft
 from ..kernel.instance import claim
 from ..kernel.ruleset import removal
 from ..settings import Marks, NodeSettings
+from ..supervisor import handover
 from ..supervisor.lock import locked
-from . import last_good
+from . import last_good, status
 from .data_path import leave_no_trace
 from .node_settings import marks
-from .status import NAME
 
 
 def cleanup(state: str) -> list[str]:
@@ -32,10 +32,10 @@ def cleanup(state: str) -> list[str]:
         if left.sysctls:
             removed.append("sysctls of connection tracking")
         leave_no_trace(state, left)
-        socket = os.path.join(state, NAME)
-        if os.path.lexists(socket):
-            os.unlink(socket)
-            removed.append(socket)
+        for socket in (os.path.join(state, name) for name in (status.NAME, handover.NAME)):
+            if os.path.lexists(socket):
+                os.unlink(socket)
+                removed.append(socket)
     return removed
 
 
