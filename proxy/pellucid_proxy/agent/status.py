@@ -89,7 +89,8 @@ async def serve_status(state: str, status: Callable[[], Awaitable[NodeStatus]]) 
     """Answer on a socket of mode 0600 in folder state; one that a dead agent left is replaced (the lock says that it is dead)."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
+        # Cancelled: at the agent's end; let through, asyncio.streams would log it as a fault.
+        with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.CancelledError):
             async with asyncio.timeout(PATIENCE_S):
                 writer.write(await _answer(await reader.readline(), status) + b"\n")
                 await writer.drain()

@@ -251,13 +251,13 @@ class Supervisor:
     def _on_ready(self, revision: str) -> None:
         self._ready = self._serving = True
         log.info("ready: enforcing revision %s", revision)
+        if self._successor is None:  # before Taken, after which the predecessor's name leads nowhere
+            self._await_successor()
         if self._inheritance is not None:
             self._inheritance.taken()  # closes the connection: a selector forgets what is closed only if it is told before
             self._drop_inheritance()
             sign(self._lock)
             log.info("the instance before this one has handed over; its live connections go on")
-        if self._successor is None:
-            self._await_successor()
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
