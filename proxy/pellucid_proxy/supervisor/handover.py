@@ -115,8 +115,8 @@ class Inheritance:
     workers: tuple[InheritedWorker, ...]
 
     def taken(self) -> None:
-        """Tell the predecessor that its work is done; once."""
-        with contextlib.suppress(ConnectionError), self.connection:
+        """Tell the predecessor that its work is done."""
+        with contextlib.suppress(ConnectionError):
             self.connection.send(msgspec.msgpack.encode(Taken()))
 
 

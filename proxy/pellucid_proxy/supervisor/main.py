@@ -254,7 +254,7 @@ class Supervisor:
         if self._successor is None:  # before Taken, after which the predecessor's name leads nowhere
             self._await_successor()
         if self._inheritance is not None:
-            self._inheritance.taken()  # closes the connection: a selector forgets what is closed only if it is told before
+            self._inheritance.taken()
             self._drop_inheritance()
             sign(self._lock)
             log.info("the instance before this one has handed over; its live connections go on")
@@ -450,7 +450,7 @@ class Supervisor:
 
     def _drop_inheritance(self) -> None:
         if self._inheritance is not None:
-            with contextlib.suppress(KeyError, ValueError):
+            with contextlib.suppress(KeyError):  # the run ended before it was registered
                 self._selector.unregister(self._inheritance.connection)
             self._inheritance.connection.close()
             self._inheritance = None
