@@ -36,11 +36,11 @@ CLUSTER = "Cluster"  # TransparentSnapshot, TransparentNode
 BASE = frozenset({
     "Allow", "Block", "Route", "Pass", "Audit", "Names", "FailureMode", "EgressSourceAddress", "OnPolicyChangeKeep", "DefaultAction",
 })  # fmt: skip
-ONE_NODE = BASE | {INSTALLATION}
+ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD}
 """What this release implements."""
 ALL = ONE_NODE | {
     INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, UNKNOWN_PODS, EXCLUDE_PORTS,
-    CONNECTIONS_PER_POD, PLACEMENT, CLUSTER,
+    PLACEMENT, CLUSTER,
 }  # fmt: skip
 
 Need = tuple[str, str]

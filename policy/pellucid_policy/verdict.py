@@ -35,6 +35,7 @@ class Reason(enum.StrEnum):
         "NotRoutable"  # a Route or Intercept rule matched a flow that the proxy cannot carry (UDP, a node address)
     )
     DIAL_DENIED = "DialDenied"  # the built-in list of targets that are never dialled on a pod's behalf
+    LIMIT_REACHED = "LimitReached"  # the pod has as many connections as it may have: a new one is refused, no old one
     UNDECIDABLE = "Undecidable"  # deciding failed: a refusal, never a pass
 
 

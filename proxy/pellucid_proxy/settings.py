@@ -36,6 +36,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     server_first_delay_s: float = 0.1  # silence of the client after which a server that speaks first is dialled
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
+    max_connections_per_pod: int = 65536  # of one worker; a pod's next one is reset at once
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
     repairs_a_minute: int = 60  # of rules that others change, at once; more wait, lest two owners fight at full speed
     audit_interval_s: float = 10.0  # between looks for changes that no notice of the kernel told of

@@ -12,7 +12,7 @@ from ..supervisor.options import BAD_POLICY, Refusal, RunOptions
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the TransparentProxy object says of the node; None: nothing. connections: of all workers together."""
+    """What the TransparentProxy object says of the node; None: nothing. connections, connections_per_pod: of all workers together."""
 
     scope: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
@@ -20,6 +20,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     marks_mask: int | None = None
     workers: int | None = None
     connections: int | None = None
+    connections_per_pod: int | None = None
 
 
 def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
@@ -44,6 +45,8 @@ def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
         settings = msgspec.structs.replace(settings, listen_port=options.listen_port)
     if wishes.connections is not None:
         settings = msgspec.structs.replace(settings, max_connections=-(-wishes.connections // workers))
+    if wishes.connections_per_pod is not None:
+        settings = msgspec.structs.replace(settings, max_connections_per_pod=-(-wishes.connections_per_pod // workers))
     return settings
 
 

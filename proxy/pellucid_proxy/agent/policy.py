@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from pellucid_policy.compile import PolicySet, compile_policies
 from pellucid_policy.features import unsupported
-from pellucid_policy.installation import TransparentProxySpec
+from pellucid_policy.installation import Limits, TransparentProxySpec
 from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
 
@@ -60,11 +60,13 @@ def accept(files: tuple[SourceFile, ...]) -> Accepted:
 
 def _wishes(objects: Objects) -> Wishes:
     spec = objects.proxies[0].spec if objects.proxies else TransparentProxySpec()
+    limits = Limits() if spec.limits is UNSET else spec.limits
     return Wishes(
         scope=None if spec.pod_cidrs is UNSET else spec.pod_cidrs,
         exclude=None if spec.exclude is UNSET else spec.exclude.cidrs,
         source_address=None if spec.source_address is UNSET else str(spec.source_address.value),
         marks_mask=None if spec.marks is UNSET else spec.marks.mask,
         workers=None if spec.workers is UNSET else spec.workers,
-        connections=None if spec.limits is UNSET or spec.limits.connections is UNSET else spec.limits.connections,
+        connections=None if limits.connections is UNSET else limits.connections,
+        connections_per_pod=None if limits.connections_per_pod is UNSET else limits.connections_per_pod,
     )

@@ -110,6 +110,8 @@ class Desk:
     limit: bytes of records that may wait, unsent ones (the owner's) included; more are dropped and counted. 0: no records at all.
     """
 
+    most_of_pod: cython.Py_ssize_t
+    of_pods: dict[bytes, int]  # live connections by a pod's first address; no entry of 0
     on_tick: Callable[[], None]
     clock: Clock
     judge: Judge
@@ -136,6 +138,8 @@ class Desk:
         self.on_tick = on_tick
         self.clock = Clock()
         self.judge = judge
+        self.most_of_pod = judge.max_connections_per_pod
+        self.of_pods = {}
         self.node = f'"node":{json.dumps(node)}'
         self.on_records = on_records
         self.limit = limit
@@ -151,9 +155,17 @@ class Desk:
     # The engine calls these
 
     def session(self, source: bytes, destination: bytes, port: int) -> Session:
-        """Addresses are packed."""
+        """Addresses are packed. A connection that is one too many of its pod gets a session that refuses it."""
         self.opened += 1
-        return Session(self.judge, source, destination, port)
+        session = Session(self.judge, source, destination, port)
+        pod: bytes = self.judge.enforced.first_address.get(source, source)
+        count: cython.Py_ssize_t = self.of_pods.get(pod, 0)
+        if count >= self.most_of_pod:
+            session.counted_as = None
+        else:
+            session.counted_as = pod
+            self.of_pods[pod] = count + 1
+        return session
 
     def closed(
         self,
@@ -168,6 +180,13 @@ class Desk:
         down: cython.longlong,
     ) -> None:
         """why: index of ending.ENDINGS. Times in monotonic nanoseconds, 0 for what never was; up and down in bytes."""
+        pod = session.counted_as
+        if pod is not None:
+            left: cython.Py_ssize_t = self.of_pods[pod] - 1
+            if left:
+                self.of_pods[pod] = left
+            else:
+                del self.of_pods[pod]
         tally: Tally | None = session.tally
         if tally is not None:
             tally.closed[why] += 1

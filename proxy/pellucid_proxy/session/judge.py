@@ -55,6 +55,8 @@ class Enforced:
         self._groups = policy.groups
         self._strangers = policy.strangers
         self._pods = {address: pod for pod in policy.pods for address in pod.addresses}
+        self.first_address = {other: pod.addresses[0] for pod in policy.pods for other in pod.addresses[1:]}
+        """By every further address of a pod: all of a pod's connections count as those of its first."""
         self._known: dict[bytes, Identity] = {}
         self._decided: dict[int, dict[object, Verdict | NeedName]] = {}
 
@@ -86,6 +88,7 @@ class Judge:
         self.enforced: Enforced
         self.tallies = Tallies()
         self.source_address = settings.source_address
+        self.max_connections_per_pod = settings.max_connections_per_pod
         self._node_addresses = frozenset(node_addresses)
         self._allowed = networks(settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}

@@ -1,7 +1,7 @@
 # What Session is when session.py is compiled: an object with C fields. Uncompiled runs do not read this file.
 
 cdef class Session:
-    cdef public object judge, source, destination, port, identity, verdict, audited, tally, name, protocol, held
+    cdef public object judge, source, destination, port, counted_as, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
     cdef public bint spoof, redial
 

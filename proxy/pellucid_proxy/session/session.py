@@ -39,6 +39,7 @@ ALLOW, BLOCK, ROUTE, INTERCEPT = Action.ALLOW, Action.BLOCK, Action.ROUTE, Actio
 DROP, RESPOND = Response.DROP, Response.RESPOND
 
 UNDECIDABLE = Verdict(action=Action.BLOCK, reason=Reason.UNDECIDABLE)
+LIMIT_REACHED = Verdict(action=Action.BLOCK, reason=Reason.LIMIT_REACHED)
 DIAL_DENIED = Verdict(action=Action.BLOCK, reason=Reason.DIAL_DENIED)
 NOT_SELECTED = Verdict(action=Action.ALLOW, reason=Reason.NOT_SELECTED)
 
@@ -48,6 +49,8 @@ class Session:
     source's address, handshake with an upstream proxy or None. After DIAL also: redial if a raced upstream is the wrong one; guard, and
     then held, the part of the first bytes that it let pass. Until then held is first bytes that do not say enough yet.
 
+    counted_as: the address among whose connections this one counts, None: its pod has too many, and it is refused whatever the rules say.
+
     There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
     def __init__(self, judge: Judge, source: bytes, destination: bytes, port: int) -> None:
@@ -55,6 +58,7 @@ class Session:
         self.source = source
         self.destination = destination
         self.port = port
+        self.counted_as: bytes | None = source
         self.identity: Identity | None = None
         self.verdict: Verdict = UNDECIDABLE  # until there is one: what a record says if the connection ends before
         self.audited: Verdict | None = None
@@ -142,6 +146,10 @@ class Session:
         return None if verdict is NEED_NAME else verdict
 
     def _settle(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> int:
+        if self.counted_as is None:
+            self.identity = self.judge.enforced.identity(self.source)
+            self._refuse(LIMIT_REACHED)
+            return REFUSE
         before = (self.target, self.spoof, self.verdict.route) if self.tally is not None else None
         verdict = self._verdict(name, encrypted, mismatch)
         if verdict is None:

@@ -32,6 +32,7 @@ def options(**given: object) -> RunOptions:
         ({}, {"marks_mask": 0x30000}, "marks", Marks(0x30000, 0x20000, 0x10000, 0x30000)),
         ({"listen_port": 16001}, {}, "listen_port", 16001),
         ({"workers": 2}, {"connections": 101}, "max_connections", 51),
+        ({"workers": 2}, {"connections_per_pod": 5}, "max_connections_per_pod", 3),
         ({}, {}, "ipv6", False),
         ({}, {"scope": ("2001:db8::/32",)}, "ipv6", True),
     ],

@@ -18,7 +18,7 @@ def files(spec: str) -> tuple[SourceFile, ...]:
 def test_every_wish_of_the_installation_is_taken_over() -> None:
     spec = (
         "podCIDRs: [10.244.0.0/16], sourceAddress: Node, exclude: {cidrs: [169.254.20.10/32]}, marks: {mask: 0x3000},"
-        " workers: 3, limits: {connections: 9}, defaultAction: Block"
+        " workers: 3, limits: {connections: 9, connectionsPerPod: 4}, defaultAction: Block"
     )
     accepted = accept(files(spec))
     assert accepted.wishes == Wishes(
@@ -28,6 +28,7 @@ def test_every_wish_of_the_installation_is_taken_over() -> None:
         marks_mask=0x3000,
         workers=3,
         connections=9,
+        connections_per_pod=4,
     )
 
 
@@ -43,7 +44,6 @@ def test_a_folder_that_says_nothing_of_the_installation_wishes_nothing() -> None
         ("nodeSelector: {disk: fast}", "spec.nodeSelector"),
         ("images: {proxy: pellucid}", "spec.images"),
         ("exclude: {ports: [53]}", "spec.exclude.ports"),
-        ("limits: {connectionsPerPod: 5}", "spec.limits.connectionsPerPod"),
     ],
 )
 def test_what_a_node_cannot_do_is_refused_and_never_ignored(spec: str, path: str) -> None:
