@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import codecs
 import gc
 import logging
 import os
@@ -16,13 +17,16 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
 import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetPolicy, Stats, ToWorker
+from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToWorker
 from .engine import relay
+from .rights.confine import NotConfined, confine, filter_calls
+from .rights.table import WORKER
 from .session.desk import Desk
 from .session.judge import Enforced, Judge
 from .worker_config import WorkerConfig, die_with_parent, read_config, read_memfd, sealed_memfd
@@ -44,6 +48,7 @@ class Worker:
         self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings)
         self._pending = b""
         self._drain_until: float | None = None
+        self.confined: tuple[str, ...] = ()
 
     def on_records(self, full: bool) -> None:
         """A first record waits, or enough of them (full)."""
@@ -86,7 +91,8 @@ class Worker:
         return Applied(message.revision)
 
     def stats(self) -> bytes:
-        return msgspec.msgpack.encode(self.desk.series(self.engine.connections, self.engine.quick))
+        confined = [Series("workers_confined", "gauge", (by,), 1) for by in self.confined]
+        return msgspec.msgpack.encode([*self.desk.series(self.engine.connections, self.engine.quick), *confined])
 
     def start_drain(self, seconds: float) -> None:
         self.engine.refuse_more()
@@ -172,6 +178,25 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _confined(config: WorkerConfig) -> tuple[str, ...]:
+    """Nothing of a client has been read yet, and from now on no file is opened: whatever Python loads late is loaded here."""
+    _load_what_comes_late()
+    confined = confine(WORKER, config.user)
+    die_with_parent(config.parent)  # once more: who changes its user loses it
+    return confined + filter_calls()
+
+
+def _load_what_comes_late() -> None:
+    """What logging an exception needs, and the clock's zone. Source lines are left out of tracebacks: they would have to be read."""
+    try:
+        raise LookupError
+    except LookupError:
+        traceback.format_exc()
+    time.strftime("%Z", time.localtime())
+    for name in ("ascii", "latin-1", "utf-8"):
+        codecs.lookup(name)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="pellucid-worker", description="A worker of pellucid run; the supervisor starts it."
@@ -191,6 +216,11 @@ def main() -> int:
     channel = socket.socket(fileno=config.control)
     channel.setblocking(False)
     _kept.append(Control(worker, channel))
+    try:
+        worker.confined = _confined(config)
+    except NotConfined as err:
+        log.error("%s: ending rather than to go on with more rights than a worker has", err)
+        return 1
     worker.engine.run()
     return 0
 

@@ -24,6 +24,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     listeners: listening, non-blocking, IP_TRANSPARENT; shared with the other workers. control: SOCK_SEQPACKET, see control.py.
     flows: write end of a non-blocking pipe for flow records, -1 where they are off. node_addresses: packed; never dialled for a pod.
     parent: process id of the supervisor, for die_with_parent.
+    user: uid and gid to become; None: stay as it is.
     """
 
     settings: NodeSettings
@@ -34,6 +35,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     index: int
     node_addresses: tuple[bytes, ...]
     parent: int
+    user: tuple[int, int] | None = None
 
 
 def sealed_memfd(name: str, content: bytes) -> int:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ..rights.users import Separation
 from ..settings import NodeSettings
 from ..worker_config import WorkerConfig
 from . import logs
 from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
+from .giving_up import give_up_rights
 from .listeners import open_listeners
 from .lock import locked
 from .messages import (
@@ -62,7 +64,7 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
     try:
         logs.start("supervisor", options.log_level)
         with locked(options.state):
-            return Supervisor(options, parts).run()
+            return Supervisor(options, parts, give_up_rights(options)).run()
     except Refusal as refusal:
         log.error("%s", refusal)
         return refusal.status
@@ -92,8 +94,9 @@ class Slot:
 class Supervisor:
     """One run. State changes only in the methods named on_*, each called by the loop for one event."""
 
-    def __init__(self, options: RunOptions, parts: Parts) -> None:
+    def __init__(self, options: RunOptions, parts: Parts, separation: Separation) -> None:
         self._options = options
+        self._separation = separation
         self._parts = parts
         self._selector = selectors.DefaultSelector()
         self._channel: socket.socket | None = None  # to the agent
@@ -261,7 +264,9 @@ class Supervisor:
         self._channel, agent_end = seqpacket_pair()
         self._selector.register(self._channel, selectors.EVENT_READ, self._on_channel)
         running = self._configured.settings if self._configured else None
-        config = AgentConfig(self._options, agent_end.fileno(), os.getpid(), running, self._agent_backoff.ends)
+        config = AgentConfig(
+            self._options, agent_end.fileno(), os.getpid(), running, self._agent_backoff.ends, self._separation
+        )
         with agent_end:
             self._agent = spawn("agent", self._parts.agent, config, [agent_end.fileno()])
         self._selector.register(self._agent.pidfd, selectors.EVENT_READ, self._on_agent_end)
@@ -288,6 +293,7 @@ class Supervisor:
                 index=slot.index,
                 node_addresses=self._configured.node_addresses,
                 parent=os.getpid(),
+                user=self._separation.user,
             )
             slot.child = spawn(f"worker {slot.index}", self._parts.worker, config, to_worker)
         self._selector.register(slot.child.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(slot))

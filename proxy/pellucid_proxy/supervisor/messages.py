@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..rights.users import Separation
 from ..settings import NodeSettings
 from .options import RunOptions
 
@@ -14,13 +15,14 @@ class AgentConfig(msgspec.Struct, frozen=True):
     """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor.
 
     running: None at the start of a run; else an agent before this one ended, workers enforce its policy and have these settings,
-    and the kernel has its rules. ends: how many agents of this run ended so far."""
+    and the kernel has its rules. ends: how many agents of this run ended so far. separation: of the workers."""
 
     options: RunOptions
     channel: int
     parent: int
     running: NodeSettings | None = None
     ends: int = 0
+    separation: Separation = Separation()
 
 
 class Configured(msgspec.Struct, tag=True, frozen=True):

@@ -17,6 +17,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     state: folder of lock, status socket and last good policy; made if missing.
     metrics: ADDR:PORT to serve Prometheus on. flows: file that flow records are appended to, - for standard output; None: no records.
     drain_s: how long live connections may go on after the first SIGTERM or SIGINT. node: this node's name, by default the host's.
+    worker_user: whose workers are: NAME, UID, UID:GID, or same; "": rights/users.py.
     """
 
     policy: str
@@ -33,6 +34,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     listen_port: int | None = None
     marks: Marks | None = None
     log_level: str = "INFO"
+    worker_user: str = ""
 
 
 class Refusal(Exception):
