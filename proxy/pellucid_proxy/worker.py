@@ -222,6 +222,7 @@ def main() -> int:
         log.error("%s: ending rather than to go on with more rights than a worker has", err)
         return 1
     worker.engine.run()
+    channel.close()  # left to Python it would be asked for its peer, which a worker may not
     return 0
 
 

@@ -42,8 +42,9 @@ def sealed_memfd(name: str, content: bytes) -> int:
     """Open a memfd that holds content and that nobody can change any more; its offset is 0. The caller closes it."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with os.fdopen(fd, "wb", closefd=False) as file:
-            file.write(content)
+        left = memoryview(content)
+        while left:  # no file object: it would ask what kind of file this is, which a worker may not
+            left = left[os.write(fd, left) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:

@@ -12,7 +12,7 @@ import msgspec
 
 from .confine import SECCOMP, USER, can_filter, capabilities_held
 from .syscalls import architecture
-from .table import SUPERVISOR, Capability
+from .table import AGENT, SUPERVISOR
 
 NAME = "pellucid-worker"
 """The system user whose the workers are where it exists."""
@@ -49,6 +49,8 @@ def separation(wish: str) -> Separation:
         lacking.append(f"{SECCOMP}: the system calls of {platform.machine()} are not known to this version")
     elif not can_filter():
         raise Unfit(f"{SECCOMP}: this kernel cannot filter system calls; boot one with CONFIG_SECCOMP_FILTER")
+    if not AGENT.capabilities <= capabilities_held():
+        return Separation()  # it cannot run at all: preflight says so
     user, why = _user(wish)
     if user is None:
         lacking.append(f"{USER}: {why}")
@@ -70,9 +72,7 @@ def _user(wish: str) -> tuple[tuple[int, int] | None, str]:
             return None, why
     if Path("/proc/self/setgroups").read_text().strip() == "deny":
         return None, "this user namespace does not let go of groups (setgroups: deny)"
-    missing = sorted(each.name for each in SUPERVISOR.capabilities if each not in capabilities_held())
-    missing = [name for name in missing if name not in (Capability.NET_ADMIN.name, Capability.NET_RAW.name)]
-    if missing:
+    if missing := sorted(each.name for each in SUPERVISOR.capabilities - capabilities_held()):
         raise Unfit(
             f"worker user {uid}: to give workers a user of their own, root needs {', '.join(missing)}; "
             "add them to the container or unit, or say --worker-user same"
