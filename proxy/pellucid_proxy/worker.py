@@ -45,7 +45,7 @@ class Worker:
         limit = config.settings.flow_buffer_bytes if config.flows >= 0 else 0
         self.judge = Judge(config.settings, config.node_addresses)
         self.desk = Desk(self.judge, config.node, limit, self.on_records, self.tick)
-        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings)
+        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings, _roomy_pipes(config))
         self._pending = b""
         self._drain_until: float | None = None
         self.confined: tuple[str, ...] = ()
@@ -171,6 +171,19 @@ def _epoll() -> select.epoll:
     epoll = select.epoll()
     _kept.append(epoll)
     return epoll
+
+
+def _roomy_pipes(config: WorkerConfig) -> int:
+    """Half of the pages that a user without rights may have in pipes, which all workers share: beyond them pipes of 8 KiB are all there
+    is, for everybody (pipe(7): pipe-user-pages-soft)."""
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as file:
+            pages = int(file.read())
+    except (OSError, ValueError):
+        return 0
+    if not pages:  # no limit
+        return config.settings.max_connections * 2
+    return pages * resource.getpagesize() // 2 // relay.pipe_bytes // config.settings.workers
 
 
 def _raise_file_limit() -> None:
