@@ -68,6 +68,11 @@ METRICS: dict[str, Metric] = {
         "histogram", (), "How long a worker spent on one batch of events, while others waited.", buckets=LAG_S
     ),
     "worker_up": Metric("gauge", ("worker",), "1 if the worker answered within the time of a scrape.", "agent"),
+    "workers_confined": Metric(
+        "gauge",
+        ("limit",),
+        "Workers that are confined by it: capabilities, a user of their own (user), a filter of system calls (seccomp).",
+    ),
     "kernel_decided_packets": Metric(
         "counter",
         ("policy", "rule", "action"),

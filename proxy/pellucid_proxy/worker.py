@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import codecs
 import gc
 import logging
 import os
@@ -16,13 +17,16 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
 import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetAddresses, SetPolicy, Stats, ToWorker
+from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetAddresses, SetPolicy, Stats, ToWorker
 from .engine import relay
+from .rights.confine import NotConfined, confine, filter_calls
+from .rights.table import WORKER
 from .session.desk import Desk
 from .session.judge import Enforced, Judge
 from .worker_config import WorkerConfig, die_with_parent, read_config, read_memfd, sealed_memfd
@@ -41,9 +45,10 @@ class Worker:
         limit = config.settings.flow_buffer_bytes if config.flows >= 0 else 0
         self.judge = Judge(config.settings, config.node_addresses)
         self.desk = Desk(self.judge, config.node, limit, self.on_records, self.tick)
-        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings)
+        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings, _roomy_pipes(config))
         self._pending = b""
         self._drain_until: float | None = None
+        self.confined: tuple[str, ...] = ()
 
     def on_records(self, full: bool) -> None:
         """A first record waits, or enough of them (full)."""
@@ -86,7 +91,8 @@ class Worker:
         return Applied(message.revision)
 
     def stats(self) -> bytes:
-        return msgspec.msgpack.encode(self.desk.series(self.engine.connections, self.engine.quick))
+        confined = [Series("workers_confined", "gauge", (by,), 1) for by in self.confined]
+        return msgspec.msgpack.encode([*self.desk.series(self.engine.connections, self.engine.quick), *confined])
 
     def start_drain(self, seconds: float) -> None:
         self.engine.refuse_more()
@@ -169,9 +175,41 @@ def _epoll() -> select.epoll:
     return epoll
 
 
+def _roomy_pipes(config: WorkerConfig) -> int:
+    """Half of the pages that a user without rights may have in pipes, which all workers share: beyond them pipes of 8 KiB are all there
+    is, for everybody (pipe(7): pipe-user-pages-soft)."""
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", encoding="ascii") as file:
+            pages = int(file.read())
+    except (OSError, ValueError):
+        return 0
+    if not pages:  # no limit
+        return config.settings.max_connections * 2
+    return int(pages * resource.getpagesize() // 2 // relay.pipe_bytes // config.settings.workers)
+
+
 def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _confined(config: WorkerConfig) -> tuple[str, ...]:
+    """Nothing of a client has been read yet, and from now on no file is opened: whatever Python loads late is loaded here."""
+    _load_what_comes_late()
+    confined = confine(WORKER, config.user)
+    die_with_parent(config.parent)  # once more: who changes its user loses it
+    return confined + filter_calls()
+
+
+def _load_what_comes_late() -> None:
+    """What logging an exception needs, and the clock's zone. Source lines are left out of tracebacks: they would have to be read."""
+    try:
+        raise LookupError
+    except LookupError:
+        traceback.format_exc()
+    time.strftime("%Z", time.localtime())
+    for name in ("ascii", "latin-1", "utf-8"):
+        codecs.lookup(name)
 
 
 def main() -> int:
@@ -193,7 +231,13 @@ def main() -> int:
     channel = socket.socket(fileno=config.control)
     channel.setblocking(False)
     _kept.append(Control(worker, channel))
+    try:
+        worker.confined = _confined(config)
+    except NotConfined as err:
+        log.error("%s: ending rather than to go on with more rights than a worker has", err)
+        return 1
     worker.engine.run()
+    channel.close()  # left to Python it would be asked for its peer, which a worker may not
     return 0
 
 

@@ -24,6 +24,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     listeners: listening, non-blocking, IP_TRANSPARENT; shared with the other workers. control: SOCK_SEQPACKET, see control.py.
     flows: write end of a non-blocking pipe for flow records, -1 where they are off. node_addresses: packed; never dialled for a pod.
     parent: process id of the supervisor, for die_with_parent.
+    user: uid and gid to become; None: stay as it is.
     """
 
     settings: NodeSettings
@@ -34,14 +35,16 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     index: int
     node_addresses: tuple[bytes, ...]
     parent: int
+    user: tuple[int, int] | None = None
 
 
 def sealed_memfd(name: str, content: bytes) -> int:
     """Open a memfd that holds content and that nobody can change any more; its offset is 0. The caller closes it."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with os.fdopen(fd, "wb", closefd=False) as file:
-            file.write(content)
+        left = memoryview(content)
+        while left:  # no file object: it would ask what kind of file this is, which a worker may not
+            left = left[os.write(fd, left) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:

@@ -83,6 +83,13 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
     help="Take this off the list of what is never dialled for a pod (cloud metadata, loopback, the node's own addresses).",
 )
 @click.option(
+    "--worker-user",
+    default="",
+    metavar="USER",
+    help="Whose workers are when root runs this: a name, UID or UID:GID; `same`: root's. [default: pellucid-worker where that "
+    "user exists, else 61001]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
@@ -104,6 +111,7 @@ def command(
     takeover: bool,
     handover_drain: float,
     allow_dial: tuple[str, ...],
+    worker_user: str,
     log_level: str,
 ) -> None:
     """Run the proxy on this machine, by the policy files of a folder.
@@ -142,6 +150,7 @@ def command(
         allow_dial=allow_dial,
         takeover=takeover,
         handover_drain_s=handover_drain,
+        worker_user=worker_user,
         log_level=log_level.upper(),
     )
     ctx.exit(run(options))

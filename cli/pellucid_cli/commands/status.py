@@ -128,10 +128,19 @@ def _facts(status: NodeStatus) -> list[tuple[str, str]]:
         ("pods", f"{status.pods} known, {status.groups} group{'s' * (status.groups != 1)} with policies"),
         ("connections", str(status.connections)),
         ("workers", workers or "none"),
+        ("rights", _rights(status)),
         ("listen", ", ".join(status.listen)),
         ("metrics", status.metrics or "off"),
         ("flows", f"{status.flows}{dropped}" if status.flows else "off"),
     ]
+
+
+def _rights(status: NodeStatus) -> str:
+    """How the workers are confined; what is missing stands out."""
+    user = f"user {status.worker_user[0]}, " if status.worker_user else ""
+    if not status.unconfined:
+        return f"workers: {user}NET_RAW alone, seccomp"
+    return click.style(f"workers: {user}NET_RAW alone; without {'; without '.join(status.unconfined)}", fg="yellow")
 
 
 def _duration(seconds: float) -> str:

@@ -9,8 +9,11 @@ import signal
 
 import uvloop
 
+from ..rights.confine import NotConfined, confine
+from ..rights.table import AGENT
 from ..supervisor import logs
 from ..supervisor.messages import AgentConfig
+from ..supervisor.options import REFUSED
 from ..worker_config import die_with_parent, read_config
 from .data_path import refuse_unfit
 from .main import Node, serve
@@ -31,6 +34,11 @@ def main() -> int:
         signal.SIGHUP,
     ):  # a service manager sends them to all: the supervisor says what to do
         signal.signal(number, signal.SIG_IGN)
+    try:
+        confine(AGENT)
+    except NotConfined as err:
+        logging.getLogger(__name__).error("%s: ending rather than to go on with more rights than an agent has", err)
+        return REFUSED
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, Node(refuse_unfit)))
 

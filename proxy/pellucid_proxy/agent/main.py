@@ -73,7 +73,7 @@ class Agent:
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
-        self._report = report.Report(config.options, self._name, self._workers, flows, config.ends)
+        self._report = report.Report(config.options, self._name, self._workers, flows, config.ends, config.separation)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None

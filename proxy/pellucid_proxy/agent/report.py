@@ -13,6 +13,7 @@ from .. import __version__
 from ..control import Series
 from ..engine.relay import compiled
 from ..metrics import METRICS
+from ..rights.users import Separation
 from ..session.desk import Histogram
 from ..settings import NodeSettings
 from ..supervisor.options import RunOptions
@@ -34,7 +35,13 @@ class Report:
     """The agent writes the fields, everybody else reads through the methods. settings and enforcer: None until they are known."""
 
     def __init__(
-        self, options: RunOptions, node: str, workers: Workers, flows: FlowFile | None, agent_ends: int = 0
+        self,
+        options: RunOptions,
+        node: str,
+        workers: Workers,
+        flows: FlowFile | None,
+        agent_ends: int,
+        separation: Separation,
     ) -> None:
         self.phase = STARTING
         self.source = FOLDER
@@ -48,6 +55,7 @@ class Report:
         self._workers = workers
         self._flows = flows
         self._agent_ends = agent_ends
+        self._separation = separation
         self._started_at = time.monotonic()
         self._last_apply_s: float | None = None
         self._apply_seconds = Histogram("policy_apply_seconds")
@@ -95,7 +103,7 @@ class Report:
         """This moment of the node."""
         by_worker = await self._workers.stats()
         workers = tuple(
-            WorkerStatus(link.index, link.alive, link.revision, _connections(by_worker.get(link.index)))
+            WorkerStatus(link.index, link.alive, link.revision, *_said(by_worker.get(link.index)))
             for link in self._workers.links
         )
         enforced = self.enforcer.enforced if self.enforcer else None
@@ -126,6 +134,8 @@ class Report:
             flows_dropped=self._flows.dropped if self._flows else 0,
             metrics=self._options.metrics,
             rules=self.repairs.problems if self.repairs else (),
+            worker_user=self._separation.user,
+            unconfined=self._separation.lacking,
         )
 
     def _own(self) -> list[Series]:
@@ -150,8 +160,12 @@ def _counted_by_workers(series: Series) -> bool:
     return metric is not None and metric.counted_by == "worker"
 
 
-def _connections(series: list[Series] | None) -> int | None:
-    return None if series is None else int(sum(each.value for each in series if each.name == "connections_active"))
+def _said(series: list[Series] | None) -> tuple[int | None, tuple[str, ...]]:
+    """How many there are, and what the worker is confined by, as it says."""
+    if series is None:
+        return None, ()
+    connections = int(sum(each.value for each in series if each.name == "connections_active"))
+    return connections, tuple(each.labels[0] for each in series if each.name == "workers_confined")
 
 
 def _listen(settings: NodeSettings) -> tuple[str, ...]:

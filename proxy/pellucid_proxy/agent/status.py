@@ -22,12 +22,15 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """revision: by which it decides new connections; None: none yet. connections: None if it did not answer."""
+    """revision: by which it decides new connections; None: none yet. connections: None if it did not answer.
+
+    confined: by what: capabilities, user, seccomp; empty if it did not answer."""
 
     index: int
     alive: bool
     revision: str | None
     connections: int | None
+    confined: tuple[str, ...] = ()
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     source: folder, or last-good where the folder is bad or away. problems: why what the folder holds is not enforced; empty: it is.
     rules: what others do to the kernel rules, as far as it hinders; empty: nothing.
     policies: Kind namespace/name, in order of evaluation nowhere implied. listen: ADDR:PORT.
+    worker_user: uid and gid of the workers; None: those of whoever started the run. unconfined: what workers are not confined by, and why.
     """
 
     version: str
@@ -60,6 +64,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     flows_dropped: int
     metrics: str | None
     rules: tuple[str, ...] = ()
+    worker_user: tuple[int, int] | None = None
+    unconfined: tuple[str, ...] = ()
 
 
 class NotRunning(Exception):

@@ -241,7 +241,8 @@ cdef inline pipe_ends pipe(int size) noexcept:
     if c_pipe2(ends, O_NONBLOCK | O_CLOEXEC):
         new.source = new.sink = -1
         return new
-    c_fcntl(ends[0], F_SETPIPE_SZ, size)
+    if size:
+        c_fcntl(ends[0], F_SETPIPE_SZ, size)
     new.source, new.sink = ends[0], ends[1]
     return new
 

@@ -225,7 +225,8 @@ def pipe(size: int) -> pipe_ends:
     except OSError:
         return pipe_ends(-1, -1)
     try:
-        fcntl(source, F_SETPIPE_SZ, size)
+        if size:
+            fcntl(source, F_SETPIPE_SZ, size)
     except OSError:
         pass  # over the user's share of pipe pages: the small pipe works too
     return pipe_ends(source, sink)

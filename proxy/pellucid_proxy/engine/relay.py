@@ -129,6 +129,7 @@ endings = (
 
 buffer = cython.declare(bytearray, bytearray(262144))  # one for all: its content never outlives a handler
 idle_pipes = cython.declare(list, [])
+pipe_bytes = PIPE_SIZE  # for Python
 
 
 @cython.cclass
@@ -165,6 +166,7 @@ class Queue:
 class Engine:
     """The loop of one worker. worker is told of connections: worker.session(source, destination, port) makes the
     session that decides, worker.closed(session, …) hears the end. limits: pellucid_proxy.settings.NodeSettings.
+    roomy_pipes: how many pipes of PIPE_SIZE it may have open; more hold 64 KiB.
 
     Owns the epoll descriptor for its lifetime; the listeners' descriptors are the caller's."""
 
@@ -182,6 +184,8 @@ class Engine:
     paused: cython.bint
     resume_at: int64_t
     tick_at: int64_t  # when worker.tick() is due, 0: not asked for
+    pipes: cython.int  # open ones
+    roomy_pipes: cython.int  # so many of PIPE_SIZE, more have the kernel's size
     quick_batches: int64_t  # those that took at most LAG_NS
     stopping: cython.bint
     idle_ns: int64_t
@@ -192,7 +196,7 @@ class Engine:
     lingering: Queue
     holding: Queue
 
-    def __init__(self, epoll, alone, worker, settings):
+    def __init__(self, epoll, alone, worker, settings, roomy_pipes=IDLE_PIPES):
         self.epoll = epoll
         self.alone = alone
         self.handlers = []
@@ -205,6 +209,8 @@ class Engine:
         self.most = settings.max_connections
         self.accepting = self.paused = self.stopping = False
         self.resume_at = self.tick_at = self.quick_batches = 0
+        self.pipes = 0
+        self.roomy_pipes = roomy_pipes
         self.idle_ns = int(settings.idle_timeout_s * 1e9)
         self.silent = Queue(settings.server_first_delay_s)
         self.waiting = Queue(settings.first_bytes_timeout_s)
@@ -659,8 +665,9 @@ class Side(Handler):
         if idle_pipes:
             self.pipe_source, self.pipe_sink = idle_pipes.pop()
         else:
-            ends = kernel.pipe(PIPE_SIZE)
+            ends = kernel.pipe(PIPE_SIZE if self.engine.pipes < self.engine.roomy_pipes else 0)
             self.pipe_source, self.pipe_sink = ends.source, ends.sink
+            self.engine.pipes += 1
         return self.pipe_source >= 0
 
     @cython.cfunc
@@ -669,6 +676,7 @@ class Side(Handler):
         if self.in_pipe or len(idle_pipes) >= IDLE_PIPES:  # never lend a pipe with somebody's bytes in it
             kernel.close(self.pipe_source)
             kernel.close(self.pipe_sink)
+            self.engine.pipes -= 1
         else:
             idle_pipes.append((self.pipe_source, self.pipe_sink))
         self.pipe_source = self.pipe_sink = -1

@@ -16,11 +16,13 @@ import msgspec
 
 from .. import __version__
 from ..control import Drain
+from ..rights.users import Separation
 from ..settings import NodeSettings
 from ..worker_config import WorkerConfig
 from . import logs
 from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
+from .giving_up import give_up_rights
 from .handover import Inheritance, InheritedWorker, take_over
 from .listeners import open_listeners
 from .lock import locked, sign
@@ -74,7 +76,7 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
             else:
                 lock = inheritance.lock
                 stack.callback(os.close, lock)
-            return Supervisor(options, parts, lock, inheritance).run()
+            return Supervisor(options, parts, give_up_rights(options), lock, inheritance).run()
     except Refusal as refusal:
         log.error("%s", refusal)
         return refusal.status
@@ -105,9 +107,17 @@ class Slot:
 class Supervisor:
     """One run. State changes only in the methods named on_*, each called by the loop for one event."""
 
-    def __init__(self, options: RunOptions, parts: Parts, lock: int, inheritance: Inheritance | None = None) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        parts: Parts,
+        separation: Separation,
+        lock: int,
+        inheritance: Inheritance | None = None,
+    ) -> None:
         """lock: of the state folder, the caller's."""
         self._options = options
+        self._separation = separation
         self._parts = parts
         self._lock = lock
         self._inheritance = inheritance  # until it is ours for good
@@ -338,7 +348,13 @@ class Supervisor:
         if running is None and self._inheritance is not None:
             running = self._inheritance.settings
         config = AgentConfig(
-            self._options, agent_end.fileno(), os.getpid(), running, takes_over, self._agent_backoff.ends
+            options=self._options,
+            channel=agent_end.fileno(),
+            parent=os.getpid(),
+            running=running,
+            takes_over=takes_over,
+            ends=self._agent_backoff.ends,
+            separation=self._separation,
         )
         with agent_end:
             self._agent = spawn("agent", self._parts.agent, config, [agent_end.fileno()])
@@ -366,6 +382,7 @@ class Supervisor:
                 index=slot.index,
                 node_addresses=self._configured.node_addresses,
                 parent=os.getpid(),
+                user=self._separation.user,
             )
             slot.child = spawn(f"worker {slot.index}", self._parts.worker, config, to_worker)
         self._selector.register(slot.child.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(slot))

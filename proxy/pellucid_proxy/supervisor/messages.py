@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..rights.users import Separation
 from ..settings import NodeSettings
 from .options import RunOptions
 
@@ -17,7 +18,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
 
     running: None at the start of a run; else an agent before this one ended, workers enforce its policy and have these settings,
     and the kernel has its rules. takes_over: that agent was a predecessor's: settings may differ from its, as far as live sockets
-    do not carry them. ends: how many agents of this run ended so far."""
+    do not carry them. ends: how many agents of this run ended so far. separation: of the workers."""
 
     options: RunOptions
     channel: int
@@ -25,6 +26,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     running: NodeSettings | None = None
     takes_over: bool = False
     ends: int = 0
+    separation: Separation = Separation()
 
 
 class Configured(msgspec.Struct, tag=True, frozen=True):

@@ -100,6 +100,13 @@ def _without(*capabilities: str) -> Callable[[Try], None]:
     return prepare
 
 
+def _worker_user(name: str) -> Callable[[Try], None]:
+    def prepare(attempt: Try) -> None:
+        attempt.options += ["--worker-user", name]
+
+    return prepare
+
+
 def _no_ipv6(attempt: Try) -> None:
     attempt.sysctl("net.ipv6.conf.lo.disable_ipv6", "1", "0")
 
@@ -260,6 +267,8 @@ CASES: dict[str, tuple[Callable[[Try], None], int, str]] = {  # what: how, exit 
     "an empty file": (_empty_file, WRONG, r"policy\.yaml: is empty.*; make it readable or take it away"),
     "an unreadable file": (_unreadable, WRONG, r"dangling\.yaml: No such file or directory; make it readable or take it away"),
     "an empty folder": (_empty_folder, WRONG, "holds no manifest .*; write one"),
+    "a worker user that is none": (_worker_user("nobody-of-that-name"), WRONG, "--worker-user nobody.*: there is no such user; name one"),
+    "a worker user that is root": (_worker_user("0"), WRONG, "--worker-user 0: is root; name another user"),
     "no folder": (_missing_folder, WRONG, "'--policy': Directory .* does not exist"),
 }  # fmt: skip
 _told: dict[str, bool] = {}

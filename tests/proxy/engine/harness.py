@@ -79,7 +79,7 @@ class Ended:
 class Bench:
     """An engine with one listener and one origin, and what its worker heard."""
 
-    def __init__(self, script: Callable[[], Any], **changes: Any) -> None:
+    def __init__(self, script: Callable[[], Any], *, roomy_pipes: int = 256, **changes: Any) -> None:
         self.script = script
         self.sessions: list[Any] = []
         self.ended: list[Ended] = []
@@ -87,7 +87,7 @@ class Bench:
         self.ticks = 0
         self._stack = contextlib.ExitStack()
         self._epoll = self._stack.enter_context(contextlib.closing(select.epoll()))
-        self.engine = relay.Engine(self._epoll.fileno(), False, self, settings(**changes))
+        self.engine = relay.Engine(self._epoll.fileno(), False, self, settings(**changes), roomy_pipes)
         self.listener = self.listen()
         self.origin = self.listen()
         self.target = (LOCALHOST, self.origin.getsockname()[1])

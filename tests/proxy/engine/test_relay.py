@@ -63,11 +63,12 @@ def test_what_came_before_a_reset_is_delivered() -> None:
         assert b.ends(client) == "reset"
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-def test_five_megabytes_each_way_at_once_arrive_whole(steps: int) -> None:
+@pytest.mark.parametrize(("steps", "roomy_pipes"), [(7, 0), (1, 256), (7, 256)])
+def test_five_megabytes_each_way_at_once_arrive_whole(steps: int, roomy_pipes: int) -> None:
+    """roomy_pipes 0: pipes that are opened here hold 64 KiB."""
     rng = random.Random(steps)
     up, down = rng.randbytes(5_000_000), rng.randbytes(5_000_000)
-    with bench() as b:
+    with bench(roomy_pipes=roomy_pipes) as b:
         client, origin = opened(b)
         lanes: list[list[Any]] = [[client, up, 0, origin, bytearray()], [origin, down, 0, client, bytearray()]]
 
