@@ -22,6 +22,7 @@ COMMANDS = {
     "lab": Entry("lab", "See it work: pods, a node and servers in network namespaces, with live flows."),
     "lint": Entry("lint", "Check policy files: everything this node would refuse, with line and cure."),
     "status": Entry("status", "Show in one screen whether this machine enforces its policy."),
+    "explain": Entry("explain", "Explain what becomes of a flow, by which rule, and why by no rule before."),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 
