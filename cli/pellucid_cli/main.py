@@ -26,6 +26,7 @@ COMMANDS = {
         "preflight", "Say whether this machine can run the proxy, and if not, why, before anything is changed."
     ),
     "cleanup": Entry("cleanup", "Take away what a run that was killed has left."),
+    "explain": Entry("explain", "Explain what becomes of a flow, by which rule, and why by no rule before."),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 

@@ -21,6 +21,7 @@ from . import last_good, report
 from .channel import SupervisorChannel
 from .data_path import DataPath, node_addresses
 from .enforcer import Enforcer, Rules
+from .explanations import Explanations
 from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, fixed_differences, node_settings
@@ -74,6 +75,7 @@ class Agent:
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
         self._report = report.Report(config.options, self._name, self._workers, flows, config.ends, config.separation)
+        self._explanations = Explanations(self._report, node.addresses)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
@@ -100,7 +102,8 @@ class Agent:
                 raise Refusal(f"--metrics: {options.metrics}: {err.strerror or err}; {cure}") from err
             stack.push_async_callback(asyncio.to_thread, server.close)
         try:
-            status = await serve_status(options.state, agent._report.status)
+            questions = {"explain": agent._explanations.answer}
+            status = await serve_status(options.state, agent._report.status, questions)
         except OSError as err:
             raise Refusal(
                 f"--state: no socket can be made in {options.state}: {err.strerror}; give another folder"
@@ -273,6 +276,7 @@ class Agent:
         self._report.problems = tuple(problems)
 
     async def _keep(self, accepted: Accepted) -> None:
+        self._explanations.enforced(accepted)
         try:
             await asyncio.to_thread(last_good.save, self._options.state, accepted)
         except OSError as err:

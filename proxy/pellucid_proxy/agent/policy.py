@@ -26,6 +26,12 @@ class Accepted(msgspec.Struct, frozen=True):
     wishes: Wishes
 
 
+class FromFolder(Accepted, frozen=True):
+    """As it was read just now. objects: what the policy was compiled from."""
+
+    objects: Objects
+
+
 class BadPolicy(Exception):
     """The folder is refused as a whole. problems: one line each, with file, line, path and cure."""
 
@@ -34,7 +40,7 @@ class BadPolicy(Exception):
         self.problems = problems
 
 
-def accept_folder(folder: str) -> Accepted:
+def accept_folder(folder: str) -> FromFolder:
     """What folder holds now. Raises BadPolicy and nothing else. May take seconds: to be called in a thread."""
     try:
         return accept(read_folder(folder))
@@ -49,16 +55,17 @@ def accept_folder(folder: str) -> Accepted:
         ) from err
 
 
-def accept(files: tuple[SourceFile, ...]) -> Accepted:
+def accept(files: tuple[SourceFile, ...]) -> FromFolder:
     """What files hold together. Raises BadPolicy; a file is never left out, nor an object of it."""
     objects = parse_files({file.path: file.content for file in files})
     problems = unsupported(objects) if isinstance(objects, Objects) else objects
     if not isinstance(objects, Objects) or problems:
         raise BadPolicy([str(problem) for problem in problems])
-    return Accepted(compile_policies(objects), _wishes(objects))
+    return FromFolder(compile_policies(objects), wishes_of(objects), objects)
 
 
-def _wishes(objects: Objects) -> Wishes:
+def wishes_of(objects: Objects) -> Wishes:
+    """What the TransparentProxy object among objects asks for."""
     spec = objects.proxies[0].spec if objects.proxies else TransparentProxySpec()
     limits = Limits() if spec.limits is UNSET else spec.limits
     return Wishes(

@@ -1,4 +1,4 @@
-"""What the node enforces, told to whoever may open the Unix socket in the state folder."""
+"""What the node enforces, told to whoever may open the Unix socket in the state folder; other questions have modules of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import msgspec
 
@@ -15,10 +15,25 @@ MAX_REQUEST_BYTES = 4096
 PATIENCE_S = 2.0
 
 
+VERSION = 1
+"""Of the questions; an agent refuses those of another one."""
+
+
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of JSON, the only one of a connection. get: status."""
+    """One line of JSON, the only one of a connection. get: status, or one of serve_status's other questions, which have more fields."""
 
     get: str
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What every question has."""
+
+    get: str
+    version: int = VERSION
+
+
+Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Answers the question in a line; the caller closes both streams."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -69,38 +84,78 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotRunning(Exception):
-    """No agent answers in that state folder; says why."""
+    """No agent answers in that state folder; says why. cure: what to do."""
+
+    def __init__(self, why: str, cure: str = "start `pellucid run`, or name its folder with --state") -> None:
+        super().__init__(why)
+        self.cure = cure
 
 
 def read_status(state: str, timeout_s: float = PATIENCE_S) -> NodeStatus:
     """Ask the node whose state folder this is. Raises NotRunning."""
-    try:
-        with _short_path(state) as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(timeout_s)
+    with connected(state, timeout_s) as client, translated(state):
+        client.sendall(msgspec.json.encode(Request("status")) + b"\n")
+        with client.makefile("rb") as answer:
+            return msgspec.json.decode(answer.read(), type=NodeStatus)
+
+
+@contextlib.contextmanager
+def connected(state: str, timeout_s: float) -> Iterator[socket.socket]:
+    """A connection to the agent whose state folder this is, closed at the end. Raises NotRunning."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        with translated(state), _short_path(state) as path:
             client.connect(path)
-            client.sendall(msgspec.json.encode(Request("status")) + b"\n")
-            with client.makefile("rb") as answer:
-                return msgspec.json.decode(answer.read(), type=NodeStatus)
+        yield client
+
+
+@contextlib.contextmanager
+def translated(state: str) -> Iterator[None]:
+    """Whatever goes wrong in here becomes NotRunning, which says whose fault it is."""
+    try:
+        yield
     except FileNotFoundError as err:
         raise NotRunning(f"{state}: no pellucid runs with this state folder") from err
     except ConnectionRefusedError as err:
         raise NotRunning(f"{state}: pellucid has ended without tidying up") from err
+    except PermissionError as err:
+        raise NotRunning(f"{state}: you may not ask this pellucid", "ask as the user that runs it, or as root") from err
+    except TimeoutError as err:
+        raise NotRunning(
+            f"{state}: the agent does not answer", "look into its log; is the machine out of CPU?"
+        ) from err
     except OSError as err:
         raise NotRunning(f"{state}: {err.strerror or err}") from err
     except msgspec.MsgspecError as err:
-        raise NotRunning(f"{state}: the answer cannot be read, perhaps it is of another version: {err}") from err
+        raise NotRunning(
+            f"{state}: the answer cannot be read, perhaps it is of another version: {err}",
+            "use the `pellucid` of the version that runs",
+        ) from err
 
 
-async def serve_status(state: str, status: Callable[[], Awaitable[NodeStatus]]) -> asyncio.Server:
-    """Answer on a socket of mode 0600 in folder state; one that a dead agent left is replaced (the lock says that it is dead)."""
+async def serve_status(
+    state: str, status: Callable[[], Awaitable[NodeStatus]], others: Mapping[str, Answer] | None = None
+) -> asyncio.Server:
+    """Answer on a socket of mode 0600 in folder state; one that a dead agent left is replaced (the lock says that it is dead).
+
+    others: who answers what else may be asked for, by Request.get."""
+    questions = others or {}
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Cancelled: at the agent's end; let through, asyncio.streams would log it as a fault.
-        with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.CancelledError):
-            async with asyncio.timeout(PATIENCE_S):
-                writer.write(await _answer(await reader.readline(), status) + b"\n")
-                await writer.drain()
-        writer.close()
+        try:
+            # Cancelled: at the agent's end; let through, asyncio.streams would log it as a fault.
+            with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.CancelledError):
+                async with asyncio.timeout(PATIENCE_S):
+                    line = await reader.readline()
+                other = questions.get(_asked(line))
+                if other is not None:
+                    await other(line, reader, writer)
+                    return
+                async with asyncio.timeout(PATIENCE_S):
+                    writer.write(await _answer(line, status) + b"\n")
+                    await writer.drain()
+        finally:
+            writer.close()
 
     with _short_path(state) as path:
         with contextlib.suppress(FileNotFoundError):
@@ -124,12 +179,26 @@ def remove_socket(state: str) -> None:
         os.unlink(os.path.join(state, NAME))
 
 
+def _asked(line: bytes) -> str:
+    """What a question is for; "" for one that is of another version, or is none."""
+    try:
+        asked = msgspec.json.decode(line, type=_Asked)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return asked.get if asked.version == VERSION else ""
+
+
+def refusal(what: str, cure: str = "") -> bytes:
+    """The answer to a question that has none, as a line without its end."""
+    return msgspec.json.encode({"error": what, "cure": cure} if cure else {"error": what})
+
+
 async def _answer(line: bytes, status: Callable[[], Awaitable[NodeStatus]]) -> bytes:
     try:
         request = msgspec.json.decode(line, type=Request)
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         return msgspec.json.encode({"error": f'{err}; ask {{"get":"status"}}'})
-    if request.get != "status":
+    if request.get != "status":  # or what serve_status knows by that name, of another version
         return msgspec.json.encode({"error": f'get: {request.get} is unknown; ask {{"get":"status"}}'})
     return msgspec.json.encode(await status())
 

@@ -50,10 +50,15 @@ def counter_keys(state: KernelState) -> dict[str, CounterKey]:
     """The name of every rule's counter in state's rule set, and what it counts. Several may count the same."""
     keys: dict[str, CounterKey] = {}
     for number, group in enumerate(state.groups):
-        for prefix, rules in (("lead", group.leading), ("last", group.nameless)):
+        for which, rules in (("leading", group.leading), ("nameless", group.nameless)):
             for position, rule in enumerate(rules):
-                keys[f"{prefix}{number}_{position}"] = CounterKey(number, rule.rule, rule.reason)
+                keys[counter_name(which, number, position)] = CounterKey(number, rule.rule, rule.reason)
     return keys
+
+
+def counter_name(rules: str, group: int, position: int) -> str:
+    """The name of the counter of one of a group's rules. rules: leading or nameless, the list in which it has that position."""
+    return f"{'lead' if rules == 'leading' else 'last'}{group}_{position}"
 
 
 def ruleset(state: KernelState) -> str:
