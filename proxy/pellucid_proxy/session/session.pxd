@@ -1,9 +1,10 @@
 # What Session is when session.py is compiled: an object with C fields. Uncompiled runs do not read this file.
 
 cdef class Session:
-    cdef public object judge, source, destination, port, counted_as, identity, verdict, audited, tally, name, protocol, held
+    cdef public object judge, source, destination, counted_as, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
     cdef public bint spoof, redial
+    cdef public int port
 
     cpdef int opened(self) except -1
     cpdef int received(self, bytes data) except -1
