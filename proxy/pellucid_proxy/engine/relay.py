@@ -667,8 +667,10 @@ class Side(Handler):
         else:
             ends = kernel.pipe(PIPE_SIZE if self.engine.pipes < self.engine.roomy_pipes else 0)
             self.pipe_source, self.pipe_sink = ends.source, ends.sink
+            if ends.source < 0:  # out of descriptors: nothing was opened, nothing is counted
+                return False
             self.engine.pipes += 1
-        return self.pipe_source >= 0
+        return True
 
     @cython.cfunc
     @cython.exceptval(check=False)
