@@ -21,8 +21,10 @@ STEPS = (
     ("one ip rule", "ip rule add pref 101 fwmark 0x1000/0x1040 lookup 15001", ""),
     (
         "four, as Pellucid has",
-        f"ip rule add pref 101 to {lab.POD_CIDR} fwmark 0x40/0x1040 lookup 15001 && ip rule add pref 102 nop && "
-        f"ip rule add pref 100 iif lo from {lab.POD_CIDR} goto 102",
+        (
+            f"ip rule add pref 101 to {lab.POD_CIDR} fwmark 0x40/0x1040 lookup 15001 && ip rule add pref 102 nop && "
+            f"ip rule add pref 100 iif lo from {lab.POD_CIDR} goto 102"
+        ),
         "",
     ),
     ("a NAT hook", "nft -f -", "table ip nat_hook { chain post { type nat hook postrouting priority srcnat; } ; }"),
