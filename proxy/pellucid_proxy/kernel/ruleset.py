@@ -222,7 +222,7 @@ def _raw(settings: NodeSettings, versions: Iterable[int], new: list[str]) -> Ite
             f"{_IP[v]} daddr @scope{v} socket transparent 1 socket mark & {marks.mask:#x} == {marks.egress:#x} accept"
         )
         yield from _chain(f"found{v}", None, [answered, f"{_mark('meta', marks, marks.intercept)} notrack accept"])
-        yield from _chain(f"pods{v}", None, [*new, f"tcp flags & (syn|ack) != syn socket transparent 1 goto found{v}"])
+        yield from _chain(f"pods{v}", None, [f"tcp flags & (syn|ack) != syn socket transparent 1 goto found{v}", *new])
     from_pods = [f"{_in_scope(v, 'saddr', settings)} goto pods{v}" for v in versions]
     yield from _chain("taken", "type filter hook prerouting priority raw", from_pods)
 
