@@ -174,7 +174,10 @@ def process_ids(instance: Instance) -> dict[str, int]:
     found = {"supervisor": supervisor}
     workers = 0
     for child in map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()):
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        try:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # it ended since its parent's children were listed
+            continue
         if b"pellucid_proxy.agent" in words:
             found["agent"] = child
         elif b"pellucid_proxy.worker" in words:
