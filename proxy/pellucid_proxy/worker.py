@@ -21,7 +21,7 @@ import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetPolicy, Stats, ToWorker
+from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Review, SetPolicy, Stats, ToWorker
 from .engine import relay
 from .session.desk import Desk
 from .session.judge import Enforced, Judge
@@ -139,9 +139,11 @@ class Control(relay.Handler):
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         return data, list(descriptors)
 
-    def _handle(self, message: SetPolicy | GetStats | Drain, descriptors: list[int]) -> None:
+    def _handle(self, message: ToWorker, descriptors: list[int]) -> None:
         if isinstance(message, SetPolicy):
             self._send(self.worker.set_policy(message, descriptors[0] if descriptors else -1))
+        elif isinstance(message, Review):
+            self.worker.engine.review()
         elif isinstance(message, GetStats):
             content = self.worker.stats()
             fd = sealed_memfd("pellucid-stats", content)

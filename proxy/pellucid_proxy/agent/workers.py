@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToAgent, ToWorker
+from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Review, Series, SetPolicy, Stats, ToAgent, ToWorker
 from ..worker_config import read_memfd, sealed_memfd
 from .collector import merged
 
@@ -58,6 +58,11 @@ class WorkerLink:
             return f"worker {self.index} did not answer within {POLICY_TIMEOUT_S:g} s"
         assert isinstance(why, str)
         return f"worker {self.index}: {why}" if why else ""
+
+    def review(self) -> None:
+        """Have the worker decide live connections again."""
+        with contextlib.suppress(OSError):  # it has ended, or does not read: then it did not take the policy either
+            self._send(Review())
 
     async def stats(self) -> list[Series] | None:
         """What the worker counted so far; None if it does not answer in time."""
@@ -171,6 +176,10 @@ class Workers:
             link.index: answer
             for link, answer in zip(links, await asyncio.gather(*(link.stats() for link in links)), strict=True)
         }
+
+    def review(self) -> None:
+        for link in self._live():
+            link.review()
 
     def drain(self, seconds: float) -> None:
         for link in self._live():

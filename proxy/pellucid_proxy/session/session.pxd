@@ -3,7 +3,7 @@
 cdef class Session:
     cdef public object judge, source, destination, port, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
-    cdef public bint spoof, redial
+    cdef public bint spoof, redial, encrypted, mismatch
 
     cpdef int opened(self) except -1
     cpdef int received(self, bytes data) except -1
@@ -16,3 +16,5 @@ cdef class Session:
     cdef object _aim(self, verdict)
     cdef bint _depends_on_name(self) except -1
     cdef int _guard(self, bytes data) except -1
+    cpdef int review(self) except -1
+    cdef bint _still_allowed(self) except -1
