@@ -21,7 +21,7 @@ import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Review, SetPolicy, Stats, ToWorker
+from .control import MAX_MESSAGE, Applied, GetStats, Refused, Review, SetPolicy, Stats, ToWorker
 from .engine import relay
 from .session.desk import Desk
 from .session.judge import Enforced, Judge

@@ -25,7 +25,9 @@ spec:
 """
 BAD_PORT = GOOD.replace("www.example.com}]", "www.example.com}], ports: [{port: 70000}]")
 BAD_ACTION = GOOD.replace("name: api", "name: other").replace("Allow", "Alow")
-NOT_YET = GOOD.replace("name: api", "name: third").replace("action: Allow", "action: Allow\n    egress: {interface: wg0}")
+NOT_YET = GOOD.replace("name: api", "name: third").replace(
+    "action: Allow", "action: Allow\n    egress: {interface: wg0}"
+)
 
 
 def lint(*arguments: str | Path, stdin: str | None = None) -> Result:

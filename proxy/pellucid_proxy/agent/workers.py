@@ -11,7 +11,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Review, Series, SetPolicy, Stats, ToAgent, ToWorker
+from ..control import (
+    MAX_MESSAGE,
+    Applied,
+    Drain,
+    GetStats,
+    Refused,
+    Review,
+    Series,
+    SetPolicy,
+    Stats,
+    ToAgent,
+    ToWorker,
+)
 from ..worker_config import read_memfd, sealed_memfd
 from .collector import merged
 

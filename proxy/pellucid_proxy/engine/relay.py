@@ -265,7 +265,7 @@ class Engine:
     def review(self):
         """Have every connection there is now decided again, some of them after each batch of events.
 
-        A round that is under way when the next begins is not begun anew: however fast policies follow each other, each connection's turn comes."""
+        A round that is under way when the next begins goes on: however fast policies follow each other, each connection's turn comes."""
         self.to_review = len(self.handlers)
 
     @property

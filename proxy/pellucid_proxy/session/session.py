@@ -136,12 +136,12 @@ class Session:
     def _verdict(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> Verdict | None:
         """None if a name is needed first. By the policy in force now, unless it may have changed and the one before is to be kept."""
         identity = self.judge.enforced.identity(self.source)
-        known = self.identity
-        if known is not None and known is not identity:
-            if not same_pod(known.pod, identity.pod):
+        before = self.identity
+        if before is not None and before is not identity:
+            if not same_pod(before.pod, identity.pod):
                 return UNDECIDABLE
             if self.tally is not None and self.verdict.keep:
-                identity = known
+                identity = before
         self.identity = identity
         self.source = identity.address
         group = identity.group

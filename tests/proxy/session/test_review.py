@@ -11,7 +11,7 @@ import yaml
 from pellucid_policy.compile import PolicySet, compile_policies
 from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
-from pellucid_policy.verdict import Action, Reason
+from pellucid_policy.verdict import Action
 from pellucid_proxy.session.judge import Enforced, Judge
 from pellucid_proxy.session.session import DIAL, GOES_ON, POD_CHANGED, POLICY_CHANGED, REFUSE, WAIT, Session
 from pellucid_proxy.settings import NodeSettings
@@ -72,7 +72,7 @@ SITE, NO_SITE = domain("site.example", "Allow"), domain("site.example")
         ([SITE, REST_BLOCKED], [cidr("192.0.2.10/32"), SITE, REST_BLOCKED], POLICY_CHANGED),
         (
             [SITE, REST_BLOCKED],
-            [domain("site.example", "Block", mode="Audit", name="dry"), SITE, REST_BLOCKED],
+            [domain("site.example", "Block", mode="Audit") | {"name": "dry"}, SITE, REST_BLOCKED],
             GOES_ON,
         ),
         ([SITE, REST_BLOCKED], [domain("site.example", "Route", route=ROUTED), REST_BLOCKED], POLICY_CHANGED),
@@ -101,7 +101,8 @@ def test_a_record_names_the_rule_that_ended_it_or_that_decided_it_last() -> None
     assert live.verdict.rule is not None and live.verdict.rule.rule == "example"
     change(judge, policies([REST_BLOCKED]))
     assert live.review() == POLICY_CHANGED
-    assert live.verdict.rule is not None and live.verdict.rule.rule == "rest"
+    assert live.verdict.rule is not None
+    assert live.verdict.rule.rule == "rest"
     assert live.tally is judge.tallies.of(live.verdict)
 
 
@@ -136,11 +137,11 @@ def test_a_connection_of_another_pod_ends_whatever_the_policies_say() -> None:
         ({"pod": None}, {"pod": "web"}, GOES_ON),
     ):
         for keep in ((), (0,)):
-            judge = judge_of(policies(everything, keep=keep, **before))  # type: ignore[arg-type]
+            judge = judge_of(policies(everything, keep=keep, **before))
             live, waiting = session(judge), session(judge)
             assert live.opened() == DIAL
             assert waiting.opened() == DIAL
-            change(judge, policies(everything, keep=keep, **after))  # type: ignore[arg-type]
+            change(judge, policies(everything, keep=keep, **after))
             assert live.review() == expected, (before, after)
 
 
