@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from . import index, kernel_rules, plan
 from .meta import Pod
 from .model import FailureMode, Policy, Quic
 from .objects import Objects
-from .prepare import Prepared, prepare
+from .prepare import Prepared, keeps, prepare
 from .program import Group, PolicyKey, PolicySet, decode, encode, revised
 from .selection import TIERS, in_order, namespace_labels, selects, tier_of
 from .verdict import Action, Reason, Verdict
@@ -86,13 +87,14 @@ class _Compiler:
         enforced = [[rule for rule in tier if rule.enforced] for tier in every]
         audits = any(not rule.enforced for tier in every for rule in tier)
         policies = [(self._policies[at], self._prepared[at]) for at in chosen]
+        default = replace(self._default, keep=all(keeps(policy) for policy, _ in policies))
         return Group(
             tuple(_key(policy) for policy, _ in policies),
-            index.build(enforced, self._default),
-            index.build(every, self._default) if audits else None,
+            index.build(enforced, default),
+            index.build(every, default) if audits else None,
             plan.KernelGroup(
-                kernel_rules.leading(every, self._default),
-                kernel_rules.nameless(every, self._default),
+                kernel_rules.leading(every, default),
+                kernel_rules.nameless(every, default),
                 any(_closes(policy, rules) for policy, rules in policies),
                 any(_rejects_quic(policy, rules) for policy, rules in policies),
             ),

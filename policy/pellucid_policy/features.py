@@ -36,7 +36,7 @@ CLUSTER = "Cluster"  # TransparentSnapshot, TransparentNode
 BASE = frozenset({
     "Allow", "Block", "Route", "Pass", "Audit", "Names", "FailureMode", "EgressSourceAddress", "OnPolicyChangeKeep", "DefaultAction",
 })  # fmt: skip
-ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD}
+ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD, REEVALUATE_LIVE}
 """What this release implements."""
 ALL = ONE_NODE | {
     INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, UNKNOWN_PODS, EXCLUDE_PORTS,

@@ -23,10 +23,11 @@ class _Entry:
     ports: tuple[PortRange, ...] | None
     allow: bool
     response: Response
+    keep: bool = False
 
     def rendered(self) -> AddressRule:
         networks = None if self.networks is None else tuple(map(str, self.networks))
-        return AddressRule(self.rule, self.reason.value, networks, self.ports, self.allow, self.response)
+        return AddressRule(self.rule, self.reason.value, networks, self.ports, self.allow, self.response, self.keep)
 
     def total(self) -> bool:
         return self.networks is None and self.ports is None
@@ -89,7 +90,8 @@ def _entry(verdict: Verdict | None, rule: Prepared, ports: tuple[PortRange, ...]
     networks = None if rule.everywhere else rule.networks
     if verdict is None or verdict.action in (Action.ROUTE, Action.INTERCEPT):
         return _Entry(rule.key, Reason.NOT_ROUTABLE, networks, ports, False, Response.RESET)
-    return _Entry(rule.key, verdict.reason, networks, ports, verdict.action is Action.ALLOW, _spoken(verdict))
+    allow = verdict.action is Action.ALLOW
+    return _Entry(rule.key, verdict.reason, networks, ports, allow, _spoken(verdict), verdict.keep)
 
 
 def _spoken(verdict: Verdict) -> Response:
@@ -97,7 +99,7 @@ def _spoken(verdict: Verdict) -> Response:
 
 
 def _total(default: Verdict) -> _Entry:
-    return _Entry(None, default.reason, None, None, default.action is Action.ALLOW, _spoken(default))
+    return _Entry(None, default.reason, None, None, default.action is Action.ALLOW, _spoken(default), default.keep)
 
 
 def _within(match: _Entry, entries: list[_Entry]) -> list[_Entry]:
@@ -107,7 +109,7 @@ def _within(match: _Entry, entries: list[_Entry]) -> list[_Entry]:
         networks = _common_networks(match.networks, each.networks)
         ports = _common_ports(match.ports, each.ports)
         if networks != () and ports != ():
-            out.append(_Entry(each.rule, each.reason, networks, ports, each.allow, each.response))
+            out.append(_Entry(each.rule, each.reason, networks, ports, each.allow, each.response, each.keep))
             if networks == match.networks and ports == match.ports:
                 break
     return out

@@ -38,6 +38,8 @@ class FailureMode(enum.StrEnum):
 
 
 class OnPolicyChange(enum.StrEnum):
+    """What becomes of live TCP connections that a rule of the policy decided."""
+
     KEEP = "Keep"
     REEVALUATE = "Reevaluate"
 
@@ -274,7 +276,7 @@ class TransparentPolicySpec(Strict, frozen=True):
     priority: Priority = DEFAULT_PRIORITY
     mode: Mode = Mode.ENFORCE
     failure_mode: FailureMode = FailureMode.CLOSED
-    on_policy_change: OnPolicyChange = OnPolicyChange.KEEP
+    on_policy_change: OnPolicyChange = OnPolicyChange.REEVALUATE
     names: Names = Names()
 
 
@@ -294,7 +296,7 @@ class ClusterTransparentPolicySpec(Strict, frozen=True):
     priority: Priority = DEFAULT_PRIORITY
     mode: Mode = Mode.ENFORCE
     failure_mode: FailureMode = FailureMode.CLOSED
-    on_policy_change: OnPolicyChange = OnPolicyChange.KEEP
+    on_policy_change: OnPolicyChange = OnPolicyChange.REEVALUATE
     names: Names = Names()
 
 

@@ -22,6 +22,7 @@ class AddressRule(msgspec.Struct, frozen=True, gc=False):
     """A rule that addresses, ports and protocol alone decide. None means any; an empty tuple never occurs.
 
     networks: CIDRs as text, IPv4 and IPv6 mixed. rule is None for the default action. allow False: block with response (Reset or Drop).
+    keep: connections that it allowed stay when the policy changes.
     """
 
     rule: RuleKey | None
@@ -30,6 +31,7 @@ class AddressRule(msgspec.Struct, frozen=True, gc=False):
     ports: tuple[PortRange, ...] | None
     allow: bool
     response: Response = Response.RESET
+    keep: bool = False
 
 
 class KernelGroup(msgspec.Struct, frozen=True, gc=False):
@@ -57,3 +59,16 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     node: str
     addresses: tuple[bytes, ...]  # packed
     group: int | None
+
+
+def same_pod(one: Pod | None, other: Pod | None) -> bool:
+    """Whether an address that one had, and that other has now, still belongs to whom it belonged. None: no pod, a stranger.
+
+    A stranger may become a pod: it was one all the time, and its Pod object came later. Pods are told apart by uid, where both have one."""
+    if one is None or one is other:
+        return True
+    if other is None:
+        return False
+    if one.uid and other.uid:
+        return one.uid == other.uid
+    return (one.namespace, one.name) == (other.namespace, other.name)

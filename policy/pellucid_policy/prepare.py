@@ -16,6 +16,7 @@ from .model import (
     MissingName,
     Mode,
     Names,
+    OnPolicyChange,
     Policy,
     PortEntry,
     Protocol,
@@ -68,7 +69,7 @@ def _prepare(policy: Policy, index: int, rule: Rule) -> Prepared:
     tcp = (PortRange(TCP, 0, 65535),) if ports is None else tuple(each for each in ports if each.protocol == TCP)
     refusals = _refusals(policy.spec.names, key) if names else (None, None, None)
     return Prepared(
-        key, mode is Mode.ENFORCE, _verdict(rule, key), rule.egress is not UNSET, rule.match.destinations is UNSET,
+        key, mode is Mode.ENFORCE, _verdict(rule, key, keeps(policy)), rule.egress is not UNSET, rule.match.destinations is UNSET,
         networks, names, ports, tcp, *refusals,
     )  # fmt: skip
 
@@ -105,19 +106,25 @@ def merged(ports: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
     return tuple(out)
 
 
-def _verdict(rule: Rule, key: RuleKey) -> Verdict | None:
+def keeps(policy: Policy) -> bool:
+    """Return whether what the policy's rules decided stays as it is when policies change."""
+    return policy.spec.on_policy_change is OnPolicyChange.KEEP
+
+
+def _verdict(rule: Rule, key: RuleKey, keep: bool) -> Verdict | None:
     source = None if rule.egress is UNSET or rule.egress.source_address is UNSET else rule.egress.source_address.value
     match rule.action:
         case RuleAction.PASS:
             return None
         case RuleAction.ALLOW:
-            return Verdict(Action.ALLOW, Reason.RULE_MATCHED, key, source_address=source)
+            return Verdict(Action.ALLOW, Reason.RULE_MATCHED, key, source_address=source, keep=keep)
         case RuleAction.INTERCEPT:
-            return Verdict(Action.INTERCEPT, Reason.RULE_MATCHED, key, source_address=source)
+            return Verdict(Action.INTERCEPT, Reason.RULE_MATCHED, key, source_address=source, keep=keep)
         case RuleAction.ROUTE:
             if rule.route is UNSET:
                 raise ValueError("Route without route")
-            return Verdict(Action.ROUTE, Reason.RULE_MATCHED, key, route=_route(rule.route), source_address=source)
+            route = _route(rule.route)
+            return Verdict(Action.ROUTE, Reason.RULE_MATCHED, key, route=route, source_address=source, keep=keep)
         case RuleAction.BLOCK:
             block = rule.block
             if block is UNSET:

@@ -66,7 +66,9 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """rule is None for the default action. source_address: "Pod", "Node" or None (the installation's)."""
+    """rule is None for the default action. source_address: "Pod", "Node" or None (the installation's).
+
+    keep: a live connection with this verdict stays as it was decided when the policy changes (onPolicyChange: Keep)."""
 
     action: Action
     reason: Reason
@@ -76,6 +78,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     body: str = ""
     route: Route | None = None
     source_address: str | None = None
+    keep: bool = False
 
 
 class NeedName(enum.Enum):

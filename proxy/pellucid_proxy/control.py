@@ -18,6 +18,10 @@ class SetPolicy(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
+class Review(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: the policy that you have is in force on the whole node: decide live connections again by it."""
+
+
 class GetStats(msgspec.Struct, tag=True, frozen=True):
     """Agent to worker: answer with Stats, as a memfd beside it."""
 
@@ -56,7 +60,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
-ToWorker = SetPolicy | SetAddresses | GetStats | Drain
+ToWorker = SetPolicy | SetAddresses | Review | GetStats | Drain
 ToAgent = Applied | Refused | Stats
 
 

@@ -23,7 +23,18 @@ import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetAddresses, SetPolicy, Stats, ToWorker
+from .control import (
+    MAX_MESSAGE,
+    Applied,
+    GetStats,
+    Refused,
+    Review,
+    Series,
+    SetAddresses,
+    SetPolicy,
+    Stats,
+    ToWorker,
+)
 from .engine import relay
 from .rights.confine import NotConfined, confine, filter_calls
 from .rights.table import WORKER
@@ -145,9 +156,11 @@ class Control(relay.Handler):
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         return data, list(descriptors)
 
-    def _handle(self, message: SetPolicy | SetAddresses | GetStats | Drain, descriptors: list[int]) -> None:
+    def _handle(self, message: ToWorker, descriptors: list[int]) -> None:
         if isinstance(message, SetPolicy):
             self._send(self.worker.set_policy(message, descriptors[0] if descriptors else -1))
+        elif isinstance(message, Review):
+            self.worker.engine.review()
         elif isinstance(message, SetAddresses):
             self.worker.judge.set_node_addresses(message.addresses)
         elif isinstance(message, GetStats):

@@ -25,7 +25,9 @@ spec:
 """
 BAD_PORT = GOOD.replace("www.example.com}]", "www.example.com}], ports: [{port: 70000}]")
 BAD_ACTION = GOOD.replace("name: api", "name: other").replace("Allow", "Alow")
-NOT_YET = GOOD.replace("name: api", "name: third").replace("  rules:", "  onPolicyChange: Reevaluate\n  rules:")
+NOT_YET = GOOD.replace("name: api", "name: third").replace(
+    "action: Allow", "action: Allow\n    egress: {interface: wg0}"
+)
 
 
 def lint(*arguments: str | Path, stdin: str | None = None) -> Result:
@@ -60,9 +62,9 @@ def test_tells_of_all_files_and_of_what_this_release_lacks_at_once(tmp_path: Pat
     assert places == [
         [f"{tmp_path}/a.yaml:7", "spec.rules[0].match.ports[0].port"],
         [f"{tmp_path}/b.yaml:8", "spec.rules[0].action"],
-        [f"{tmp_path}/c.yaml:6", "spec.onPolicyChange"],
+        [f"{tmp_path}/c.yaml:9", "spec.rules[0].egress.interface"],
     ]
-    assert "needs feature ReevaluateLive" in shown.stdout
+    assert "needs feature EgressInterface" in shown.stdout
 
 
 def test_several_paths_are_one_policy(tmp_path: Path) -> None:

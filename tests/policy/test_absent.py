@@ -54,7 +54,7 @@ MAY_BE_ABSENT = {
     **{
         f"{spec}.{field}": meaning
         for spec in ("TransparentPolicySpec", "ClusterTransparentPolicySpec")
-        for field, meaning in (("priority", "500"), ("mode", "Enforce"), ("failureMode", "Closed"), ("onPolicyChange", "Keep"),
+        for field, meaning in (("priority", "500"), ("mode", "Enforce"), ("failureMode", "Closed"), ("onPolicyChange", "Reevaluate"),
                                ("names", "its defaults"))
     },
     "TransparentProxySpec.podCIDRs": "each node's own", "TransparentProxySpec.defaultAction": "Allow",

@@ -6,6 +6,7 @@ Rule 1. A worker evaluates the whole policy of a pod and the kernel's leading ru
 Rule 2. A worker may refuse; an nft transaction is all or nothing. What can be taken back goes first, what commits goes last.
 Rule 3. A pod that the kernel hands over is one that the workers know. The other way round, a new pod's first connections would be
         decided as a stranger's.
+Rule 4. Live connections are decided again once both have the new policy: those that end cannot be taken back.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Enforcer:
             )
 
     async def enforce(self, policy: PolicySet) -> list[str]:
-        """Have every new flow decided by policy. Returns why that is not so; then the policy before is in force again."""
+        """Have every flow decided by policy, live ones again. Returns why that is not so; then the policy before is in force again."""
         async with self._one_at_a_time:
             return await self._enforce(policy)
 
@@ -113,6 +114,7 @@ class Enforcer:
             await self._go_back()
         else:
             self.enforced = policy
+            self._workers.review()
         return problems
 
     async def drain(self) -> None:

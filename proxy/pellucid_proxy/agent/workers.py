@@ -17,6 +17,7 @@ from ..control import (
     Drain,
     GetStats,
     Refused,
+    Review,
     Series,
     SetAddresses,
     SetPolicy,
@@ -78,6 +79,11 @@ class WorkerLink:
             return f"worker {self.index} did not answer within {POLICY_TIMEOUT_S:g} s"
         assert isinstance(why, str)
         return f"worker {self.index}: {why}" if why else ""
+
+    def review(self) -> None:
+        """Have the worker decide live connections again."""
+        with contextlib.suppress(OSError):  # it has ended, or does not read: then it did not take the policy either
+            self._send(Review())
 
     async def stats(self) -> list[Series] | None:
         """What the worker counted so far; None if it does not answer in time."""
@@ -218,6 +224,10 @@ class Workers:
             link.index: answer
             for link, answer in zip(links, await asyncio.gather(*(link.stats() for link in links)), strict=True)
         }
+
+    def review(self) -> None:
+        for link in self._live():
+            link.review()
 
     def drain(self, seconds: float) -> None:
         for link in self._live():

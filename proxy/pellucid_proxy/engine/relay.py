@@ -76,6 +76,7 @@ IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are cl
 PAUSE_MS = cython.declare(cython.int, 100)
 PAUSE_NS = cython.declare(cython.longlong, 100_000_000)
 LAG_NS = cython.declare(cython.longlong, 100_000)  # a batch of events that took longer is reported one by one
+REVIEWS_PER_BATCH = cython.declare(cython.int, 256)  # connections decided again; then events get their turn
 IDLE_LOOKS = cython.declare(cython.int, 8)  # an idle time-out is noticed at most 1/8 late
 
 GO_ON = cython.declare(cython.int, 0)
@@ -111,6 +112,8 @@ REFUSED = cython.declare(cython.int, 6)
 UPSTREAM_PROXY = cython.declare(cython.int, 7)
 SHUTDOWN = cython.declare(cython.int, 8)
 INTERNAL = cython.declare(cython.int, 9)
+POLICY_CHANGED = cython.declare(cython.int, 10)
+POD_CHANGED = cython.declare(cython.int, 11)
 
 # Compiled, the numbers above are C's alone; tests hold these equal to the session's.
 steps = (WAIT, DIAL, RACE, REFUSE, HOLD)
@@ -125,6 +128,8 @@ endings = (
     UPSTREAM_PROXY,
     SHUTDOWN,
     INTERNAL,
+    POLICY_CHANGED,
+    POD_CHANGED,
 )
 
 buffer = cython.declare(bytearray, bytearray(262144))  # one for all: its content never outlives a handler
@@ -187,6 +192,8 @@ class Engine:
     pipes: cython.int  # open ones
     roomy_pipes: cython.int  # so many of PIPE_SIZE, more have the kernel's size
     quick_batches: int64_t  # those that took at most LAG_NS
+    to_review: cython.Py_ssize_t  # descriptors still to be looked at since the policy changed
+    review_at: cython.Py_ssize_t  # the next of them
     stopping: cython.bint
     idle_ns: int64_t
     silent: Queue
@@ -211,6 +218,7 @@ class Engine:
         self.resume_at = self.tick_at = self.quick_batches = 0
         self.pipes = 0
         self.roomy_pipes = roomy_pipes
+        self.to_review = self.review_at = 0
         self.idle_ns = int(settings.idle_timeout_s * 1e9)
         self.silent = Queue(settings.server_first_delay_s)
         self.waiting = Queue(settings.first_bytes_timeout_s)
@@ -259,6 +267,33 @@ class Engine:
         """Accept nothing from now on; what is in the sockets' queues stays there for another worker."""
         self.pause()
         self.accepting = False
+
+    def review(self):
+        """Have every connection there is now decided again, some of them after each batch of events.
+
+        A round that is under way when the next begins goes on: however fast policies follow each other, each connection's turn comes."""
+        self.to_review = len(self.handlers)
+
+    @property
+    def reviewing(self):
+        """How many descriptors are still to be looked at."""
+        return self.to_review
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def review_some(self) -> cython.int:
+        i: cython.int
+        for i in range(REVIEWS_PER_BATCH):
+            if self.to_review <= 0:
+                break
+            if self.review_at >= len(self.handlers):
+                self.review_at = 0
+            handler = self.handlers[self.review_at]
+            self.review_at += 1
+            self.to_review -= 1
+            if isinstance(handler, Client):
+                cython.cast(Client, handler).review()
+        return 0
 
     def close_all(self):
         """Reset every connection, with a record each that says Shutdown."""
@@ -326,6 +361,8 @@ class Engine:
         self.expire(self.idle)
         self.expire(self.lingering)
         self.expire(self.holding)
+        if self.to_review:
+            self.review_some()
         if self.closing:
             for handler in self.closing:
                 kernel.close(handler.fd)
@@ -355,6 +392,8 @@ class Engine:
     @cython.exceptval(check=False)
     def until_due(self, timeout_ms: cython.int) -> cython.int:
         """Milliseconds until the first queue is due, rounded up, at most timeout_ms."""
+        if self.to_review:
+            return 0
         due: int64_t = -1
         due = self.earlier(due, self.silent)
         due = self.earlier(due, self.waiting)
@@ -1090,6 +1129,21 @@ class Client(Side):
         if queue is engine.waiting:
             return self.act(self.ask(5))
         return self.close(True, REFUSED)  # lingering, holding
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def review(self) -> cython.int:
+        """The policy has changed: both sides are reset if this connection may not go on."""
+        why: cython.int = POLICY_CHANGED
+        if self.state >= LINGERING:
+            return 0
+        try:
+            why = self.session.review()
+        except Exception:  # a decision that fails is a refusal
+            self.engine.worker.failed()
+        if why:
+            return self.close(True, why)
+        return 0
 
     @cython.cfunc
     @cython.exceptval(check=False)

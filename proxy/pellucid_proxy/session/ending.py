@@ -23,5 +23,7 @@ ENDINGS: tuple[Ending, ...] = (
     Ending("upstream", "UpstreamProxyRefused"),
     Ending("proxy", "Shutdown"),
     Ending("proxy", "InternalError"),
+    Ending("proxy", "PolicyChanged"),  # what the policy that came says of it: another verdict, or another way
+    Ending("proxy", "PodChanged"),  # the address is another pod's now, or nobody's
 )
-"""By the engine's number (engine/relay.py: END … INTERNAL)."""
+"""By the engine's number (engine/relay.py: END … POD_CHANGED)."""

@@ -9,6 +9,7 @@ import msgspec
 from pellucid_policy.compile import Group, PolicySet
 from pellucid_policy.decide import decide
 from pellucid_policy.facts import TCP, UNKNOWN, Facts
+from pellucid_policy.plan import Pod
 from pellucid_policy.verdict import NeedName, Verdict
 
 from ..settings import NodeSettings
@@ -20,7 +21,7 @@ CACHED = 4096
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who an address is, by one revision of the policy. address: packed. group: None if no policy selects it.
+    """Who an address is, by one revision of the policy. address: packed. group: None if no policy selects it. pod: None: a stranger.
 
     source: the start of a flow record's source object. decided: verdicts of the group on facts that were decided before.
     """
@@ -30,6 +31,7 @@ class Identity(msgspec.Struct, frozen=True):
     group: Group | None
     source: str
     decided: dict[object, Verdict | NeedName]
+    pod: Pod | None = None
 
 
 def settled(identity: Identity, group: Group, destination: bytes, port: int, name: str | None) -> Verdict | NeedName:
@@ -59,6 +61,7 @@ class Enforced:
         """By every further address of a pod: all of a pod's connections count as those of its first."""
         self._known: dict[bytes, Identity] = {}
         self._decided: dict[int, dict[object, Verdict | NeedName]] = {}
+        self._compared: dict[tuple[int, int], tuple[Group, Group, bool]] = {}
 
     def identity(self, address: bytes) -> Identity:
         """The pod that has address; a stranger is a pod of namespace default without labels."""
@@ -74,11 +77,24 @@ class Enforced:
             source = source_fragment(address, pod.namespace, pod.name, pod.uid, pod.service_account)
         group = None if number is None else self._groups[number]
         decided = {} if number is None else self._decided.setdefault(number, {})
-        known = Identity(address, self.revision, group, source, decided)
+        known = Identity(address, self.revision, group, source, decided, pod)
         if len(self._known) >= CACHED:
             self._known.clear()
         self._known[address] = known
         return known
+
+    def same_rules(self, before: Group | None, now: Group | None) -> bool:
+        """Whether a group of the policy before decides as one of this policy does, by the same rules. Compared once, and then known."""
+        if before is None or now is None:
+            return before is now
+        key = (id(before), id(now))
+        known = self._compared.get(key)
+        if known is None:
+            same = before.enforced == now.enforced and before.audited == now.audited
+            if len(self._compared) >= CACHED:
+                self._compared.clear()
+            known = self._compared[key] = (before, now, same)  # with the groups: their ids are not used again meanwhile
+        return known[2]
 
 
 class Judge:

@@ -3,7 +3,7 @@
 cdef class Session:
     cdef public object judge, source, destination, counted_as, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
-    cdef public bint spoof, redial
+    cdef public bint spoof, redial, encrypted, mismatch
     cdef public int port
 
     cpdef int opened(self) except -1
@@ -17,3 +17,5 @@ cdef class Session:
     cdef object _aim(self, verdict)
     cdef bint _depends_on_name(self) except -1
     cdef int _guard(self, bytes data) except -1
+    cpdef int review(self) except -1
+    cdef bint _still_allowed(self) except -1

@@ -7,6 +7,9 @@ Rule 3. A client that stays silent may be waiting for the server to speak first 
 Rule 4. What began as a protocol and did not go on (a hello that stops in the middle) is a mismatch, not an absent name.
 Rule 5. A plain HTTP connection admitted by its Host is checked again at every request.
 Rule 6. Whatever goes wrong in deciding is a refusal.
+Rule 7. A connection is its pod's: it ends when its address is another pod's, or nobody's.
+Rule 8. When the policy changes, a connection is decided again with its facts, unless a rule of a policy that says Keep decided it. A name
+        that was never read counts as absent, for it never will be.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pellucid_policy.decide import decide
 from pellucid_policy.facts import ABSENT, TCP, UNKNOWN, Facts, Unnamed
+from pellucid_policy.plan import same_pod
 from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
 
 from ..sniff.first_bytes import HTTP1, Sniffed, give_up, sniff
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 
 WAIT, DIAL, RACE, REFUSE, HOLD = range(5)
 """The next step: wait for bytes; dial target and relay; dial, and see who speaks first; end with reply(); leave unanswered."""
+
+GOES_ON, POLICY_CHANGED, POD_CHANGED = 0, 10, 11
+"""What becomes of a live connection; the latter two are indexes of ending.ENDINGS."""
 
 NO_BYTES, SERVER_FIRST = "None", "ServerFirst"
 """What stands for the protocol where the client's first bytes did not tell it."""
@@ -65,6 +72,8 @@ class Session:
         self.tally: Tally | None = None
         self.name: str | None = None
         self.protocol = NO_BYTES
+        self.encrypted = False
+        self.mismatch = False
         self.held = b""
         self.target: tuple[bytes, int] | None = None
         self.spoof = True
@@ -121,14 +130,23 @@ class Session:
         self.held = b""
         self.protocol = first.protocol
         self.name = first.name
+        self.encrypted = first.encrypted
+        self.mismatch = first.mismatch
         step = self._settle(ABSENT if first.name is None else first.name, first.encrypted, first.mismatch)
         if step == DIAL and first.protocol == HTTP1 and self._depends_on_name():
             return self._guard(data)
         return step
 
     def _verdict(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> Verdict | None:
-        """None if a name is needed first. Looks the pod up anew: it may have changed since."""
-        identity = self.identity = self.judge.enforced.identity(self.source)
+        """None if a name is needed first. By the policy in force now, unless it may have changed and the one before is to be kept."""
+        identity = self.judge.enforced.identity(self.source)
+        before = self.identity
+        if before is not None and before is not identity:
+            if not same_pod(before.pod, identity.pod):
+                return UNDECIDABLE
+            if self.tally is not None and self.verdict.keep:
+                identity = before
+        self.identity = identity
         self.source = identity.address
         group = identity.group
         if group is None:
@@ -192,6 +210,40 @@ class Session:
         if identity is None or identity.group is None:
             return False
         return settled(identity, identity.group, self.destination, self.port, None) is NEED_NAME
+
+    # After a change of policy
+
+    def review(self) -> int:
+        """GOES_ON, or why this connection is to end now. Then verdict says what the policy in force says of it."""
+        known = self.identity
+        if known is None:
+            return GOES_ON
+        enforced = self.judge.enforced
+        identity = enforced.identity(self.source)
+        if identity is known:
+            return GOES_ON
+        if not same_pod(known.pod, identity.pod):
+            return POD_CHANGED
+        if self.tally is None or self.verdict.keep:
+            return GOES_ON
+        if enforced.same_rules(known.group, identity.group):
+            self.identity = identity
+            return GOES_ON
+        return GOES_ON if self._still_allowed() else POLICY_CHANGED
+
+    def _still_allowed(self) -> bool:
+        before = self.verdict
+        verdict = self._verdict(ABSENT if self.name is None else self.name, self.encrypted, self.mismatch)
+        if verdict is None:
+            verdict = UNDECIDABLE
+        elif verdict.action is before.action and verdict.route == before.route:
+            if self.protocol != HTTP1 or self.guard is not None or not self._depends_on_name():
+                self.verdict = verdict
+                self.tally = self.judge.tallies.of(verdict)
+                return True
+            verdict = UNDECIDABLE  # its later requests may bear other names, and nothing looks at them
+        self._refuse(verdict)
+        return False
 
     # Plain HTTP: the engine hands over what the client sends, and relays what is passed
 

@@ -34,6 +34,7 @@ class Script:
     on_silent: int = WAIT
     on_server: int = DIAL
     on_late: int = REFUSE
+    on_review: int | Exception = 0
     answer: bytes | None = None
     spoof: bool = False
     redial: bool = False
@@ -62,6 +63,12 @@ class Script:
     def gave_up(self) -> int:
         self.heard.append("gave_up")
         return self.on_late
+
+    def review(self) -> int:
+        self.heard.append("review")
+        if isinstance(self.on_review, Exception):
+            raise self.on_review
+        return self.on_review
 
     def reply(self) -> bytes | None:
         return self.answer
