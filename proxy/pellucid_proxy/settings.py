@@ -37,3 +37,6 @@ class NodeSettings(msgspec.Struct, frozen=True):
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
+    flow_history_bytes: int = 4 << 20  # the last flow records, kept for who asks later
+    max_observers: int = 16  # who may watch flow records at one time
+    observer_buffer_bytes: int = 1 << 20  # records waiting for one observer; more are dropped and counted

@@ -21,7 +21,7 @@ import msgspec
 
 from pellucid_policy.compile import PolicySet
 
-from .control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, SetPolicy, Stats, ToWorker
+from .control import MAX_MESSAGE, Applied, GetStats, RecordFlows, Refused, SetPolicy, Stats, ToWorker
 from .engine import relay
 from .session.desk import Desk
 from .session.judge import Enforced, Judge
@@ -38,9 +38,8 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        limit = config.settings.flow_buffer_bytes if config.flows >= 0 else 0
         self.judge = Judge(config.settings, config.node_addresses)
-        self.desk = Desk(self.judge, config.node, limit, self.on_records, self.tick)
+        self.desk = Desk(self.judge, config.node, 0, self.on_records, self.tick)
         self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings)
         self._pending = b""
         self._drain_until: float | None = None
@@ -84,6 +83,9 @@ class Worker:
             self.engine.listen(self.config.listeners)
         gc.collect()  # the only time: connections leave no cycles behind, and a collection would delay some of them
         return Applied(message.revision)
+
+    def record_flows(self, on: bool) -> None:
+        self.desk.keep_up_to(self.config.settings.flow_buffer_bytes if on and self.config.flows >= 0 else 0)
 
     def stats(self) -> bytes:
         return msgspec.msgpack.encode(self.desk.series(self.engine.connections, self.engine.quick))
@@ -139,7 +141,7 @@ class Control(relay.Handler):
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         return data, list(descriptors)
 
-    def _handle(self, message: SetPolicy | GetStats | Drain, descriptors: list[int]) -> None:
+    def _handle(self, message: ToWorker, descriptors: list[int]) -> None:
         if isinstance(message, SetPolicy):
             self._send(self.worker.set_policy(message, descriptors[0] if descriptors else -1))
         elif isinstance(message, GetStats):
@@ -149,6 +151,8 @@ class Control(relay.Handler):
                 self._send(Stats(message.request, len(content)), fd)
             finally:
                 os.close(fd)
+        elif isinstance(message, RecordFlows):
+            self.worker.record_flows(message.on)
         else:
             self.worker.start_drain(message.seconds)
 

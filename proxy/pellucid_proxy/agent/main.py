@@ -21,6 +21,7 @@ from .channel import SupervisorChannel
 from .data_path import DataPath, node_addresses
 from .enforcer import Enforcer, Rules
 from .explanations import Explanations
+from .flow_hub import FlowHub
 from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, node_settings
@@ -70,9 +71,10 @@ class Agent:
         self._workers = Workers()
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
+        self._hub = FlowHub(flows, self._workers.record_flows)
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
-        self._report = report.Report(config.options, self._name, self._workers, flows, config.ends)
-        self._explanations = Explanations(self._report, node.addresses)
+        self._report = report.Report(config.options, self._name, self._workers, flows, self._hub, config.ends)
+        self._explanations = Explanations(self._report, self._hub, node.addresses)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
@@ -98,7 +100,7 @@ class Agent:
                 raise Refusal(f"--metrics: {options.metrics}: {err.strerror or err}; {cure}") from err
             stack.push_async_callback(asyncio.to_thread, server.close)
         try:
-            questions = {"explain": agent._explanations.answer}
+            questions = {"explain": agent._explanations.answer, "flows": agent._hub.answer}
             status = await serve_status(options.state, agent._report.status, questions)
         except OSError as err:
             raise Refusal(
@@ -161,7 +163,7 @@ class Agent:
     async def _configure(self, accepted: Accepted) -> None:
         """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
         wished = node_settings(self._options, accepted.wishes)
-        self._settings = self._report.settings = settings = self._running or wished
+        self._settings = self._report.settings = self._hub.settings = settings = self._running or wished
         if self._running is None:
             await asyncio.to_thread(self._node.preflight, settings)
         elif changed := differences(settings, wished):
@@ -310,8 +312,9 @@ class Agent:
 
     def _on_worker_started(self, started: WorkerStarted, control: socket.socket, flows: int) -> None:
         link = self._workers.add(started.index, control, started.ends)
-        if flows >= 0 and self._flows is not None:
-            self._pipes.append(FlowPipe(flows, self._flows, resumed=self._running is not None))
+        link.record_flows(self._hub.wanted)
+        if flows >= 0:
+            self._pipes.append(FlowPipe(flows, self._hub, resumed=self._running is not None))
         self._worker_started.set()
         if self._enforcer is not None and self._enforcer.enforced is not None:
             task = asyncio.get_running_loop().create_task(self._enforcer.bring_up(link), name="policy for a new worker")

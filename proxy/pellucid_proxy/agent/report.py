@@ -18,6 +18,7 @@ from ..settings import NodeSettings
 from ..supervisor.options import RunOptions
 from .data_path import conntrack_series
 from .enforcer import Enforcer
+from .flow_hub import FlowHub
 from .flows import FlowFile
 from .status import NodeStatus, WorkerStatus
 from .workers import Workers
@@ -33,7 +34,13 @@ class Report:
     """The agent writes the fields, everybody else reads through the methods. settings and enforcer: None until they are known."""
 
     def __init__(
-        self, options: RunOptions, node: str, workers: Workers, flows: FlowFile | None, agent_ends: int = 0
+        self,
+        options: RunOptions,
+        node: str,
+        workers: Workers,
+        flows: FlowFile | None,
+        hub: FlowHub,
+        agent_ends: int = 0,
     ) -> None:
         self.phase = STARTING
         self.source = FOLDER
@@ -45,6 +52,7 @@ class Report:
         self._node = node
         self._workers = workers
         self._flows = flows
+        self._hub = hub
         self._agent_ends = agent_ends
         self._started_at = time.monotonic()
         self._last_apply_s: float | None = None
@@ -133,6 +141,7 @@ class Report:
             Series("process_restarts", "counter", ("agent",), self._agent_ends),
             Series("process_restarts", "counter", ("worker",), sum(link.ends for link in self._workers.links)),
         ]
+        found += self._hub.series()
         if self.revision:
             found.append(Series("policy_revision_info", "gauge", (self.revision,), 1))
         if self._flows:

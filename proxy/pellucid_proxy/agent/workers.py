@@ -11,7 +11,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToAgent, ToWorker
+from ..control import (
+    MAX_MESSAGE,
+    Applied,
+    Drain,
+    GetStats,
+    RecordFlows,
+    Refused,
+    Series,
+    SetPolicy,
+    Stats,
+    ToAgent,
+    ToWorker,
+)
 from ..worker_config import read_memfd, sealed_memfd
 from .collector import merged
 
@@ -67,6 +79,11 @@ class WorkerLink:
         if answer is not None:
             self.counted = answer
         return answer
+
+    def record_flows(self, on: bool) -> None:
+        """Have the worker make flow records, or not."""
+        with contextlib.suppress(OSError):
+            self._send(RecordFlows(on))
 
     def drain(self, seconds: float) -> None:
         """Have the worker accept nothing more and end with its last connection, or after seconds."""
@@ -171,6 +188,10 @@ class Workers:
             link.index: answer
             for link, answer in zip(links, await asyncio.gather(*(link.stats() for link in links)), strict=True)
         }
+
+    def record_flows(self, on: bool) -> None:
+        for link in self._live():
+            link.record_flows(on)
 
     def drain(self, seconds: float) -> None:
         for link in self._live():
