@@ -41,7 +41,8 @@ def run(
 
         async def ask(**request: bool) -> asyncio.StreamReader:
             reader, writer = await asyncio.open_unix_connection(str(folder / NAME))
-            writer.write(msgspec.json.encode(FlowsRequest(**request)) + b"\n")
+            asked = FlowsRequest(history=request.get("history", False), follow=request.get("follow", False))
+            writer.write(msgspec.json.encode(asked) + b"\n")
             writers.append(writer)
             ask.writers = writers  # type: ignore[attr-defined]
             return reader
