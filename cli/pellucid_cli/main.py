@@ -28,6 +28,7 @@ COMMANDS = {
         "Show the flows of a running node, or of a file of flow records: who, to whom, the verdict and its rule.",
     ),
     "explain": Entry("explain", "Explain what becomes of a flow, by which rule, and why by no rule before."),
+    "diff": Entry("diff", "Replay recorded flows against a changed policy, and show the verdicts that change."),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 
