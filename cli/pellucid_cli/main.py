@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import NamedTuple
 
 import click
@@ -26,7 +27,12 @@ COMMANDS = {
         "preflight", "Say whether this machine can run the proxy, and if not, why, before anything is changed."
     ),
     "cleanup": Entry("cleanup", "Take away what a run that was killed has left."),
+    "observe": Entry(
+        "observe",
+        "Show the flows of a running node, or of a file of flow records: who, to whom, the verdict and its rule.",
+    ),
     "explain": Entry("explain", "Explain what becomes of a flow, by which rule, and why by no rule before."),
+    "diff": Entry("diff", "Replay recorded flows against a changed policy, and show the verdicts that change."),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 
@@ -72,12 +78,17 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
     callback=_print_version,
     help="Show the versions and exit.",
 )
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Pellucid: a transparent proxy that takes the traffic of pods through a policy, without the pods knowing.
 
     \b
     pellucid lint policies/                          check the files
     pellucid run --policy policies/ --scope 10.244.0.0/16
     pellucid status --wait 10                        is it enforced?
+    pellucid observe -f --verdict Block              what is refused
+    pellucid explain shop/cart 192.0.2.10:443 --sni api.example.com
     pellucid lab                                     nothing to set up, nothing left behind
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        ctx.color = False

@@ -39,6 +39,22 @@ def flow_text(line: bytes) -> str:
         raise ValueError(f"no flow record: {line[:200]!r}") from err
 
 
+def wide_text(line: bytes) -> str:
+    """As flow_text, with protocol, source port, times, how it ended and whose doing that was, and the revision. Raises ValueError."""
+    text = flow_text(line)
+    flow = json.loads(line)
+    try:
+        first = "–" if flow["firstByteSeconds"] is None else f"{flow['firstByteSeconds'] * 1000:.0f} ms"
+        source, ended = flow["source"], flow["ended"]
+        more = (
+            f"{flow['protocol']}  {flow['reason']}  from {source['address']} port {source['port']}  first byte {first}  "
+            f"{flow['durationSeconds']:.3f} s  {ended['by']}: {ended['why']}  {flow['node']} {flow['revision']}"
+        )
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"no flow record: {line[:200]!r}") from err
+    return f"{text}  {click.style(more, dim=True)}"
+
+
 def _text(flow: Mapping[str, Any]) -> str:
     source, destination, size = flow["source"], flow["destination"], flow["bytes"]
     pod = f"{source['namespace']}/{source['pod']}" if source["pod"] else source["address"]
@@ -46,7 +62,8 @@ def _text(flow: Mapping[str, Any]) -> str:
     where = f"[{address}]:{destination['port']}" if ":" in address else f"{address}:{destination['port']}"
     name = f"{destination['name']} ({where})" if destination["name"] else where
     verdict = click.style(f"{flow['verdict']:<6}", fg=_COLOURS.get(flow["verdict"]), bold=True)
-    ended = "" if flow["ended"]["by"] == "peers" else f"  {flow['ended']['why']}"
+    by, why = flow["ended"]["by"], flow["ended"]["why"]
+    ended = "" if by == "peers" else f"  {why}" if why == "Refused" else f"  {why} (by the {by})"
     # Time of day is enough: these are records of now.
     return (
         f"{flow['time'][11:23]}  {verdict}  {pod} → {name}  {_by(flow)}  "

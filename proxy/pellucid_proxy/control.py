@@ -40,6 +40,12 @@ class Drain(msgspec.Struct, tag=True, frozen=True):
     seconds: float
 
 
+class RecordFlows(msgspec.Struct, tag=True, frozen=True):
+    """Agent to worker: make a flow record of each connection that ends from now on, or do not. A worker begins without."""
+
+    on: bool
+
+
 class Applied(msgspec.Struct, tag=True, frozen=True):
     """Worker to agent: new connections are decided by revision."""
 
@@ -60,7 +66,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     size: int
 
 
-ToWorker = SetPolicy | SetAddresses | Review | GetStats | Drain
+ToWorker = SetPolicy | SetAddresses | RecordFlows | Review | GetStats | Drain
 ToAgent = Applied | Refused | Stats
 
 

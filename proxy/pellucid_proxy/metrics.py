@@ -62,7 +62,7 @@ METRICS: dict[str, Metric] = {
     "events_dropped": Metric(
         "counter",
         ("stage",),
-        "Flow records lost; stage is worker (its pipe was full) or writer (the file was slow or full).",
+        "Flow records lost; stage is worker (its pipe was full), writer (the file was slow or full) or observer (it was slow).",
     ),
     "worker_loop_lag_seconds": Metric(
         "histogram", (), "How long a worker spent on one batch of events, while others waited.", buckets=LAG_S
@@ -113,6 +113,7 @@ METRICS: dict[str, Metric] = {
     "process_restarts": Metric(
         "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
     ),
+    "observers": Metric("gauge", (), "Who watches flow records now (pellucid observe -f).", "agent"),
     "build_info": Metric("gauge", ("version", "python", "engine"), "1; engine is compiled or uncompiled.", "agent"),
 }
 

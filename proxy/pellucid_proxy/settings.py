@@ -40,3 +40,6 @@ class NodeSettings(msgspec.Struct, frozen=True):
     flow_buffer_bytes: int = 1 << 20  # flow records waiting for the agent; more are dropped and counted
     repairs_a_minute: int = 60  # of rules that others change, at once; more wait, lest two owners fight at full speed
     audit_interval_s: float = 10.0  # between looks for changes that no notice of the kernel told of
+    flow_history_bytes: int = 4 << 20  # the last flow records, kept for who asks later
+    max_observers: int = 16  # who may watch flow records at one time
+    observer_buffer_bytes: int = 1 << 20  # records waiting for one observer; more are dropped and counted

@@ -27,6 +27,7 @@ from .control import (
     MAX_MESSAGE,
     Applied,
     GetStats,
+    RecordFlows,
     Refused,
     Review,
     Series,
@@ -53,9 +54,8 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        limit = config.settings.flow_buffer_bytes if config.flows >= 0 else 0
         self.judge = Judge(config.settings, config.node_addresses)
-        self.desk = Desk(self.judge, config.node, limit, self.on_records, self.tick)
+        self.desk = Desk(self.judge, config.node, 0, self.on_records, self.tick)
         self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings, _roomy_pipes(config))
         self._pending = b""
         self._drain_until: float | None = None
@@ -100,6 +100,9 @@ class Worker:
             self.engine.listen(self.config.listeners)
         gc.collect()  # the only time: connections leave no cycles behind, and a collection would delay some of them
         return Applied(message.revision)
+
+    def record_flows(self, on: bool) -> None:
+        self.desk.keep_up_to(self.config.settings.flow_buffer_bytes if on and self.config.flows >= 0 else 0)
 
     def stats(self) -> bytes:
         confined = [Series("workers_confined", "gauge", (by,), 1) for by in self.confined]
@@ -170,6 +173,8 @@ class Control(relay.Handler):
                 self._send(Stats(message.request, len(content)), fd)
             finally:
                 os.close(fd)
+        elif isinstance(message, RecordFlows):
+            self.worker.record_flows(message.on)
         else:
             self.worker.start_drain(message.seconds)
 

@@ -11,12 +11,15 @@ from pellucid_policy.objects import Objects
 from pellucid_policy.verdict import RuleKey
 
 from ..control import Series
-from ..explain import Explanation, Question, Unexplainable, explain
+from ..explain import Explanation, Question, Rule, Unexplainable, explain
 from ..session.record import rule_labels
+from .flow_hub import FlowHub
 from .policy import Accepted, FromFolder
 from .report import Report
 from .status import PATIENCE_S, VERSION, NotRunning, connected, refusal, translated
 
+MAX_RECENT = 5
+MAX_LOOKED_AT = 5000  # records, for the recent ones
 ANSWER_S = 10.0  # for the client's patience: an explanation takes milliseconds, a machine under load may take longer
 
 
@@ -33,11 +36,24 @@ class _Refused(msgspec.Struct, frozen=True):
     cure: str = ""
 
 
+class _Source(msgspec.Struct, frozen=True):
+    address: str
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What of a flow record is compared with an explanation."""
+
+    verdict: str
+    policy: Rule | None
+    source: _Source
+
+
 class Explanations:
     """Answers ExplainRequests, one at a time."""
 
-    def __init__(self, report: Report, addresses: Callable[[], tuple[bytes, ...]]) -> None:
+    def __init__(self, report: Report, hub: FlowHub, addresses: Callable[[], tuple[bytes, ...]]) -> None:
         self._report = report
+        self._hub = hub
         self._addresses = addresses
         self._objects: tuple[str, Objects | None] = ("", None)  # by the revision that was compiled from them
         self._one_at_a_time = asyncio.Lock()
@@ -78,7 +94,8 @@ class Explanations:
         if found.kernel_counter:
             packets = _packets(found, await report.enforcer.kernel_series())
             found = msgspec.structs.replace(found, packets=packets)
-        return found
+        recent = await asyncio.to_thread(_recent, found, self._hub.kept())
+        return msgspec.structs.replace(found, recent=tuple(map(msgspec.Raw, recent)))
 
 
 def _packets(found: Explanation, series: list[Series]) -> int:
@@ -89,6 +106,36 @@ def _packets(found: Explanation, series: list[Series]) -> int:
         rule = None if said is None else RuleKey(said.kind, said.namespace, said.name, said.rule)
         name, labels = "kernel_decided_packets", (*rule_labels(rule), found.verdict or "")
     return int(sum(each.value for each in series if each.name == name and each.labels == labels))
+
+
+def _recent(found: Explanation, kept: list[bytes]) -> list[bytes]:
+    """The last records of the same source that the same rule decided, oldest first."""
+    lines: list[bytes] = []
+    looked_at = 0
+    for chunk in reversed(kept):
+        for line in reversed(chunk.splitlines()):
+            looked_at += 1
+            if len(lines) == MAX_RECENT or looked_at > MAX_LOOKED_AT:
+                return lines[::-1]
+            if _is_of(line, found):
+                lines.append(line)
+    return lines[::-1]
+
+
+def _is_of(line: bytes, found: Explanation) -> bool:
+    try:
+        said = msgspec.json.decode(line, type=_Record)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    rule = (
+        None
+        if found.policy is None
+        else (found.policy.kind, found.policy.namespace, found.policy.name, found.policy.rule)
+    )
+    same = rule == (
+        None if said.policy is None else (said.policy.kind, said.policy.namespace, said.policy.name, said.policy.rule)
+    )
+    return same and said.verdict == found.verdict and said.source.address == found.source_address
 
 
 def read_explanation(state: str, question: Question, timeout_s: float = ANSWER_S) -> Explanation:

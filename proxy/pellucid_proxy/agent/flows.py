@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from collections import deque
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,14 @@ MAX_QUEUE_BYTES = 8 << 20  # waiting for the disk
 COMPLAIN_S = 10.0  # between two log lines of one kind
 STDOUT = "-"
 RECORD_START = b'{"time":'  # session/desk.py writes it
+
+
+class Sink(Protocol):
+    """What takes whole lines without ever waiting, and hears of those that were lost before."""
+
+    def put(self, lines: bytes) -> None: ...
+
+    def count_lost(self, lines: int) -> None: ...
 
 
 class FlowFile:
@@ -118,7 +127,7 @@ class FlowFile:
 class FlowPipe:
     """Reads one worker's pipe and hands whole lines on. Closes itself, and the descriptor, when the worker has ended."""
 
-    def __init__(self, fd: int, file: FlowFile, resumed: bool = False) -> None:
+    def __init__(self, fd: int, file: Sink, resumed: bool = False) -> None:
         """fd: read end of a non-blocking pipe, taken over. resumed: another agent may have read the first half of a record."""
         self._fd = fd
         self._file = file

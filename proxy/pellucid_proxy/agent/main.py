@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +21,7 @@ from .channel import SupervisorChannel
 from .data_path import DataPath, node_addresses
 from .enforcer import Enforcer, Rules
 from .explanations import Explanations
+from .flow_hub import FlowHub
 from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, fixed_differences, node_settings
@@ -73,9 +73,12 @@ class Agent:
         self._workers = Workers(self._on_worker_left)
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
+        self._hub = FlowHub(flows, self._workers.record_flows)
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
-        self._report = report.Report(config.options, self._name, self._workers, flows, config.ends, config.separation)
-        self._explanations = Explanations(self._report, node.addresses)
+        self._report = report.Report(
+            config.options, self._name, self._workers, flows, self._hub, config.ends, config.separation
+        )
+        self._explanations = Explanations(self._report, self._hub, node.addresses)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
@@ -102,7 +105,7 @@ class Agent:
                 raise Refusal(f"--metrics: {options.metrics}: {err.strerror or err}; {cure}") from err
             stack.push_async_callback(asyncio.to_thread, server.close)
         try:
-            questions = {"explain": agent._explanations.answer}
+            questions = {"explain": agent._explanations.answer, "flows": agent._hub.answer}
             status = await serve_status(options.state, agent._report.status, questions)
         except OSError as err:
             raise Refusal(
@@ -176,7 +179,7 @@ class Agent:
             settings = wished
         elif changed := differences(settings, wished):
             self._refuse(changed)
-        self._settings = self._report.settings = settings
+        self._settings = self._report.settings = self._hub.settings = settings
         try:
             rules = self._node.rules(settings, self._options.state)
         except KernelError as err:
@@ -350,10 +353,9 @@ class Agent:
 
     def _on_worker_started(self, started: WorkerStarted, control: socket.socket, flows: int) -> None:
         link = self._workers.add(started.index, control, started.ends, started.leaving)
-        if flows >= 0 and self._flows is not None:
-            self._pipes.append(FlowPipe(flows, self._flows, resumed=self._running is not None))
-        elif flows >= 0:  # a leaving worker's: this run keeps no records
-            os.close(flows)
+        link.record_flows(self._hub.wanted)
+        if flows >= 0:
+            self._pipes.append(FlowPipe(flows, self._hub, resumed=self._running is not None))
         self._worker_started.set()
         if self._enforcer is not None and self._enforcer.enforced is not None:
             task = asyncio.get_running_loop().create_task(self._enforcer.bring_up(link), name="policy for a new worker")

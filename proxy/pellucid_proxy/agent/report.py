@@ -19,6 +19,7 @@ from ..settings import NodeSettings
 from ..supervisor.options import RunOptions
 from .data_path import conntrack_series
 from .enforcer import Enforcer
+from .flow_hub import FlowHub
 from .flows import FlowFile
 from .repairs import Repairs
 from .status import NodeStatus, WorkerStatus
@@ -40,6 +41,7 @@ class Report:
         node: str,
         workers: Workers,
         flows: FlowFile | None,
+        hub: FlowHub,
         agent_ends: int,
         separation: Separation,
     ) -> None:
@@ -54,6 +56,7 @@ class Report:
         self._node = node
         self._workers = workers
         self._flows = flows
+        self._hub = hub
         self._agent_ends = agent_ends
         self._separation = separation
         self._started_at = time.monotonic()
@@ -146,6 +149,7 @@ class Report:
             Series("process_restarts", "counter", ("agent",), self._agent_ends),
             Series("process_restarts", "counter", ("worker",), sum(link.ends for link in self._workers.links)),
         ]
+        found += self._hub.series()
         if self.revision:
             found.append(Series("policy_revision_info", "gauge", (self.revision,), 1))
         if self.repairs:

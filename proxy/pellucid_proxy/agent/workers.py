@@ -16,6 +16,7 @@ from ..control import (
     Applied,
     Drain,
     GetStats,
+    RecordFlows,
     Refused,
     Review,
     Series,
@@ -100,6 +101,11 @@ class WorkerLink:
             self._send(SetAddresses(addresses))
         except OSError as err:
             log.error("worker %d: it is not told of the node's %d addresses: %s", self.index, len(addresses), err)
+
+    def record_flows(self, on: bool) -> None:
+        """Have the worker make flow records, or not."""
+        with contextlib.suppress(OSError):
+            self._send(RecordFlows(on))
 
     def drain(self, seconds: float) -> None:
         """Have the worker accept nothing more and end with its last connection, or after seconds."""
@@ -228,6 +234,10 @@ class Workers:
     def review(self) -> None:
         for link in self._live():
             link.review()
+
+    def record_flows(self, on: bool) -> None:
+        for link in self._live():
+            link.record_flows(on)
 
     def drain(self, seconds: float) -> None:
         for link in self._live():

@@ -227,6 +227,10 @@ class Desk:
 
     # The worker calls these
 
+    def keep_up_to(self, limit: int) -> None:
+        """From now on so many bytes of records may wait; 0: no more records are made."""
+        self.limit = limit
+
     def take(self) -> bytes:
         """The records that wait; they are the caller's now."""
         taken = "".join(self.records).encode()

@@ -368,11 +368,9 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             slot.control, worker_control = seqpacket_pair()
             stack.enter_context(worker_control)
-            to_worker, flows = [*listeners, worker_control.fileno()], -1
-            if self._options.flows is not None:
-                slot.flows, flows = flow_pipe()
-                stack.callback(os.close, flows)
-                to_worker.append(flows)
+            slot.flows, flows = flow_pipe()
+            stack.callback(os.close, flows)
+            to_worker = [*listeners, worker_control.fileno(), flows]
             config = WorkerConfig(
                 settings=self._configured.settings,
                 listeners=listeners,

@@ -171,7 +171,7 @@ def test_a_dead_agent_is_started_again_and_told_of_the_workers_that_run(runs: Ru
     wait_until_logged(run, "enforcing revision rev-1")
     run.signal(signal.SIGHUP)
     run.until("agent up", times=2)
-    run.until(r"agent got WorkerStarted\(index=\d, has_flows=False, ends=0, leaving=False\) and 1 descriptors", times=4)
+    run.until(r"agent got WorkerStarted\(index=\d, has_flows=True, ends=0, leaving=False\) and 2 descriptors", times=4)
     assert not any(gone(pid) for pid in workers)
     assert "was killed by SIGKILL; it is started again" in run.errors
     run.signal(signal.SIGTERM)
@@ -193,8 +193,10 @@ def test_nothing_outlives_a_killed_supervisor(runs: Runs) -> None:
     run.status()  # its end of the children's standard output closes only when all of them are gone
 
 
-def test_workers_get_listeners_and_a_pipe_and_the_agent_their_other_ends(runs: Runs) -> None:
-    run = runs.start(flows="records")
+def test_workers_get_listeners_and_a_pipe_though_no_file_is_asked_for_and_the_agent_their_other_ends(
+    runs: Runs,
+) -> None:
+    run = runs.start()
     run.until_ready()
     assert run.until("worker 0 up")[0]
     assert [line.partition(" node ")[2] for line in sorted(run.lines) if line.startswith("worker")] == [
@@ -202,12 +204,6 @@ def test_workers_get_listeners_and_a_pipe_and_the_agent_their_other_ends(runs: R
         "node-1 listening [1] flows True",
     ]
     run.until(r"agent got WorkerStarted\(index=1, has_flows=True, ends=0, leaving=False\) and 2 descriptors")
-
-
-def test_no_pipe_where_flow_records_are_off(runs: Runs) -> None:
-    run = runs.start()
-    run.until(r"agent got WorkerStarted\(index=0, has_flows=False, ends=0, leaving=False\) and 1 descriptors")
-    run.until("worker 0 up .* flows False")
 
 
 def test_sighup_reopens_the_flow_file(runs: Runs) -> None:
