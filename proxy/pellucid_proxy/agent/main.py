@@ -14,7 +14,7 @@ from pellucid_policy.compile import PolicySet
 
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
-from ..supervisor.messages import AgentConfig, Configured, Ready, Stop, WorkerStarted
+from ..supervisor.messages import AgentConfig, Configured, Ping, Pong, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
 from . import last_good, report
 from .channel import SupervisorChannel
@@ -69,7 +69,8 @@ class Agent:
         self._workers = Workers()
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
-        self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
+        self._answering: asyncio.Task[None] | None = None
+        self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows, self._on_ping)
         self._report = report.Report(config.options, self._name, self._workers, flows, config.ends, config.separation)
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
@@ -313,6 +314,15 @@ class Agent:
             task = asyncio.get_running_loop().create_task(self._enforcer.bring_up(link), name="policy for a new worker")
             self._bringing_up.add(task)
             task.add_done_callback(self._bringing_up.discard)
+
+    def _on_ping(self, ping: Ping) -> None:
+        """One answer at a time: a worker that does not answer takes half a second."""
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.get_running_loop().create_task(self._answer(ping), name="answer the supervisor")
+
+    async def _answer(self, ping: Ping) -> None:
+        counted = await self._workers.stats()
+        self._channel.send(Pong(ping.number, tuple(index for index, series in counted.items() if series is not None)))
 
     def _on_reopen_flows(self) -> None:
         if self._flows is not None:

@@ -27,6 +27,7 @@ from .messages import (
     MAX_PACKET,
     AgentConfig,
     Configured,
+    Pong,
     Ready,
     ReopenFlows,
     Stop,
@@ -34,8 +35,10 @@ from .messages import (
     ToSupervisor,
     WorkerStarted,
 )
+from .notify import from_environment
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,8 @@ class Supervisor:
         self._spare = True  # an agent that somebody else kills while it stops has a successor, once
         self._status: int | None = None  # set: the run is ending
         self._kill_at = float("inf")
+        self._manager = from_environment()
+        self._watchdog = Watchdog(self._manager)
 
     def run(self) -> int:
         with contextlib.ExitStack() as stack:
@@ -127,6 +132,8 @@ class Supervisor:
                 due, self._starts = [s for s in self._starts if s[0] <= now], [s for s in self._starts if s[0] > now]
                 for _, start in due:
                     start()
+                if now >= self._watchdog.due:
+                    self._tell_agent(self._watchdog.ask(now))
                 if now >= self._kill_at:
                     self._kill_all()
         return FAILED if self._status is None else self._status
@@ -135,7 +142,9 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP:
+            self._manager.reloading()
             self._tell_agent(ReopenFlows())
+            self._manager.ready("Flow file reopened")
             return
         self._asked_to_stop += 1
         drain_s = self._options.drain_s if self._asked_to_stop == 1 and self._ready else 0.0
@@ -164,6 +173,8 @@ class Supervisor:
                 self._on_configured(configured)
             case Ready(revision=revision):
                 self._on_ready(revision)
+            case Pong() as pong:
+                self._watchdog.answered(pong, [slot.index for slot in self._slots] if self._status is None else ())
 
     def _on_configured(self, configured: Configured) -> None:
         if self._knows_workers or (self._status is not None and self._stop_later is None):
@@ -193,6 +204,8 @@ class Supervisor:
     def _on_ready(self, revision: str) -> None:
         self._ready = self._serving = True
         log.info("ready: enforcing revision %s", revision)
+        self._manager.ready(f"Enforcing revision {revision}")
+        self._watchdog.start(time.monotonic())
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
@@ -314,6 +327,7 @@ class Supervisor:
         if self._status is None:
             self._status = status
         self._kill_at = time.monotonic() + stop.drain_s + AGENT_GRACE_S
+        self._manager.stopping(f"Stopping, live connections may go on for {stop.drain_s:g} s")
         if self._ready and not self._serving:  # only an agent that knows the rules can take them away
             self._stop_later = stop
             self._starts = [(0.0, self._start_agent)] if self._agent is None else []
@@ -358,6 +372,7 @@ class Supervisor:
         for listener in self._listeners:
             listener.close()
         self._selector.close()
+        self._manager.close()
 
     # Answers
 
@@ -366,7 +381,7 @@ class Supervisor:
         return [*workers, *([self._agent] if self._agent else [])]
 
     def _patience(self) -> float | None:
-        due = min([self._kill_at, *(at for at, _ in self._starts)])
+        due = min([self._kill_at, self._watchdog.due, *(at for at, _ in self._starts)])
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _what_stays(self) -> str:
