@@ -203,7 +203,8 @@ def _roomy_pipes(config: WorkerConfig) -> int:
         return 0
     if not pages:  # no limit
         return config.settings.max_connections * 2
-    return int(pages * resource.getpagesize() // 2 // relay.pipe_bytes // config.settings.workers)
+    roomy: int = pages * resource.getpagesize() // 2 // relay.pipe_bytes // config.settings.workers
+    return roomy
 
 
 def _raise_file_limit() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..supervisor.messages import MAX_PACKET, ReopenFlows, Stop, ToAgent, ToSupervisor, WorkerStarted
+from ..supervisor.messages import MAX_PACKET, Ping, ReopenFlows, Stop, ToAgent, ToSupervisor, WorkerStarted
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +26,21 @@ class SupervisorChannel:
         descriptor: int,
         worker_started: Callable[[WorkerStarted, socket.socket, int], None],
         reopen_flows: Callable[[], None],
+        ping: Callable[[Ping], None],
     ) -> None:
         """worker_started: called with the message, control socket and flow pipe (-1: none), both to be taken over."""
         self.stop: Stop | None = None
         self.stop_asked = asyncio.Event()
         self._worker_started = worker_started
         self._reopen_flows = reopen_flows
+        self._ping = ping
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
         asyncio.get_running_loop().add_reader(descriptor, self._on_readable)
 
     def send(self, message: ToSupervisor) -> None:
+        if self._socket.fileno() < 0:
+            return
         with contextlib.suppress(ConnectionError):  # the supervisor is gone: stop_asked tells
             self._socket.send(msgspec.msgpack.encode(message))
 
@@ -65,6 +69,8 @@ class SupervisorChannel:
                 self._worker_started(started, socket.socket(fileno=control), flows)
             case ReopenFlows():
                 self._reopen_flows()
+            case Ping() as ping:
+                self._ping(ping)
             case Stop() as stop:
                 self._ask_to_stop(stop)
 

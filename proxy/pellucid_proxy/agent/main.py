@@ -14,7 +14,7 @@ from pellucid_policy.compile import PolicySet
 
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
-from ..supervisor.messages import AgentConfig, Configured, Left, Ready, Stop, WorkerStarted
+from ..supervisor.messages import AgentConfig, Configured, Left, Ping, Pong, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
 from . import last_good, report
 from .channel import SupervisorChannel
@@ -74,11 +74,12 @@ class Agent:
         self._worker_started = asyncio.Event()
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._hub = FlowHub(flows, self._workers.record_flows)
-        self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows)
+        self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows, self._on_ping)
         self._report = report.Report(
             config.options, self._name, self._workers, flows, self._hub, config.ends, config.separation
         )
         self._explanations = Explanations(self._report, self._hub, node.addresses)
+        self._answering: asyncio.Task[None] | None = None
         self._seen = fingerprint(config.options.policy)
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
@@ -364,6 +365,15 @@ class Agent:
 
     def _on_worker_left(self, index: int) -> None:
         self._channel.send(Left(index))
+
+    def _on_ping(self, ping: Ping) -> None:
+        """One answer at a time: a worker that does not answer takes half a second."""
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.get_running_loop().create_task(self._answer(ping), name="answer the supervisor")
+
+    async def _answer(self, ping: Ping) -> None:
+        counted = await self._workers.stats()
+        self._channel.send(Pong(ping.number, tuple(index for index, series in counted.items() if series is not None)))
 
     def _on_reopen_flows(self) -> None:
         if self._flows is not None:

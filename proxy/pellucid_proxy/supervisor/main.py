@@ -32,6 +32,7 @@ from .messages import (
     AgentConfig,
     Configured,
     Left,
+    Pong,
     Ready,
     ReopenFlows,
     Stop,
@@ -39,9 +40,11 @@ from .messages import (
     ToSupervisor,
     WorkerStarted,
 )
+from .notify import from_environment
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
 from .successor import Successor
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +142,8 @@ class Supervisor:
         self._spare = True  # an agent that somebody else kills while it stops has a successor, once
         self._status: int | None = None  # set: the run is ending
         self._kill_at = float("inf")
+        self._manager = from_environment()
+        self._watchdog = Watchdog(self._manager)
 
     def run(self) -> int:
         with contextlib.ExitStack() as stack:
@@ -156,6 +161,8 @@ class Supervisor:
                 due, self._starts = [s for s in self._starts if s[0] <= now], [s for s in self._starts if s[0] > now]
                 for _, start in due:
                     start()
+                if now >= self._watchdog.due:
+                    self._tell_agent(self._watchdog.ask(now))
                 if now >= self._kill_at:
                     self._kill_all()
         return FAILED if self._status is None else self._status
@@ -164,7 +171,9 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGHUP:
+            self._manager.reloading()
             self._tell_agent(ReopenFlows())
+            self._manager.ready("Flow file reopened")
             return
         if self._successor is not None and self._successor.holds:
             log.info("%s: heeded when the hand-over is through", name(number))
@@ -224,6 +233,9 @@ class Supervisor:
                 for slot in [slot for slot in self._slots if slot.leaving and slot.index == index]:
                     slot.let_go()
                     self._slots.remove(slot)
+            case Pong() as pong:
+                serving = [slot.index for slot in self._slots if not slot.leaving]
+                self._watchdog.answered(pong, serving if self._status is None else ())
 
     def _on_configured(self, configured: Configured) -> None:
         if self._knows_workers or (self._status is not None and self._stop_later is None):
@@ -268,6 +280,8 @@ class Supervisor:
             self._drop_inheritance()
             sign(self._lock)
             log.info("the instance before this one has handed over; its live connections go on")
+        self._manager.ready(f"Enforcing revision {revision}")
+        self._watchdog.start(time.monotonic())
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
@@ -402,6 +416,7 @@ class Supervisor:
         if self._status is None:
             self._status = status
         self._kill_at = time.monotonic() + stop.drain_s + AGENT_GRACE_S
+        self._manager.stopping(f"Stopping, live connections may go on for {stop.drain_s:g} s")
         if self._ready and not self._serving:  # only an agent that knows the rules can take them away
             self._stop_later = stop
             self._starts = [(0.0, self._start_agent)] if self._agent is None else []
@@ -502,6 +517,7 @@ class Supervisor:
         for listener in self._listeners:
             listener.close()
         self._selector.close()
+        self._manager.close()
 
     # Answers
 
@@ -510,9 +526,8 @@ class Supervisor:
         return [*workers, *([self._agent] if self._agent else [])]
 
     def _patience(self) -> float | None:
-        due = min(
-            [self._kill_at, *(at for at, _ in self._starts), self._successor.due if self._successor else float("inf")]
-        )
+        successor = self._successor.due if self._successor else float("inf")
+        due = min([self._kill_at, self._watchdog.due, successor, *(at for at, _ in self._starts)])
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _what_stays(self) -> str:

@@ -79,5 +79,18 @@ class ReopenFlows(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to agent: the flow file was renamed; open its name again."""
 
 
-ToSupervisor = Configured | Ready | Left
-ToAgent = WorkerStarted | Stop | ReopenFlows
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to agent: answer with Pong, once you know which workers answer you."""
+
+    number: int
+
+
+class Pong(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor: workers are the indexes of those that answered in time."""
+
+    number: int
+    workers: tuple[int, ...]
+
+
+ToSupervisor = Configured | Ready | Left | Pong
+ToAgent = WorkerStarted | Stop | ReopenFlows | Ping

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +62,58 @@ def test_every_process_has_the_rights_of_its_kind_and_no_more(tmp_path: Path, fi
         f"{checked} of {checked} processes have the capabilities, user and filter of their kind "
         f"({'workers of a user of their own' if users_can_be_had() else 'one user in this namespace'})",
     )
+
+
+def test_workers_are_whose_they_are_told_to_be(tmp_path: Path) -> None:
+    """In a namespace without that user the start is refused: it was asked for."""
+    with Stage(tmp_path, pods=("a",)) as stage:
+        stage.write("policy.yaml", policy(RULES))
+        if not users_can_be_had():
+            done = stage.node.run(stage.command("--worker-user", "4242:4343", state=tmp_path / "state"), check=False)
+            assert (done.returncode, "has no uid 4242; name one that it has" in done.stderr) == (3, True)
+            return
+        with stage.run("--worker-user", "4242:4343", "--workers", "1") as instance:
+            said = said_of(process_ids(instance)["worker0"])
+            assert (said["Uid"].split(), said["Gid"].split()) == (["4242"] * 4, ["4343"] * 4)
+            assert read_status(str(instance.state)).worker_user == (4242, 4343)
+
+
+def test_root_that_cannot_give_workers_a_user_is_refused(tmp_path: Path) -> None:
+    """Without SETUID; where there is no user to give, it is not needed."""
+    with Stage(tmp_path, pods=("a",)) as stage:
+        stage.write("policy.yaml", policy(RULES))
+        command = ["setpriv", "--bounding-set=-setuid", *stage.command(state=tmp_path / "state")]
+        if users_can_be_had():
+            done = stage.node.run(command, check=False)
+            assert (done.returncode, "root needs SETUID; add them" in done.stderr) == (3, True), done.stderr
+            command += ["--worker-user", "same"]
+        said, unconfined = stopped_once_it_enforces(stage, command, tmp_path / "state")
+        assert "workers are not confined by all they could be: user: " in said
+        assert len(unconfined) == 1 and unconfined[0].startswith("user: ")
+
+
+def test_a_namespace_of_one_user_is_no_secret(tmp_path: Path) -> None:
+    """As an ordinary user runs it: log and status say that workers have no user of their own, and why."""
+    with Stage(tmp_path, pods=("a",)) as stage:
+        stage.write("policy.yaml", policy(RULES))
+        run = shlex.join(stage.command("--metrics", "127.0.0.1:9090", state=tmp_path / "state"))
+        command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"ip link set lo up && exec {run}"]
+        said, unconfined = stopped_once_it_enforces(stage, command, tmp_path / "state")
+        assert unconfined == ("user: this user namespace has no uid 61001",)
+        assert f"workers are not confined by all they could be: {unconfined[0]}" in said
+
+
+def stopped_once_it_enforces(stage: Stage, command: list[str], state: Path) -> tuple[str, tuple[str, ...]]:
+    """What a run said, and what it told its status to lack."""
+    child = stage.node.popen(command, stderr=subprocess.PIPE, env=dict(os.environ))
+    try:
+        found = eventually(partial(enforcing, state), 20.0)
+        unconfined = read_status(str(state)).unconfined if found else ()
+    finally:
+        child.terminate()
+        _, said = child.communicate(timeout=20)
+    assert found, said.decode()
+    return said.decode(), unconfined
 
 
 def reached(server: CountingServer, goal: int) -> bool:

@@ -1,0 +1,68 @@
+"""What the supervisor tells a service manager: sd_notify(3), one datagram a message to the socket that $NOTIFY_SOCKET names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+
+MAX_STATUS = 200
+
+
+class Notifier:
+    """Speaks to nobody where nobody asked. Never waits and never fails: a manager that does not read is no reason to stop."""
+
+    def __init__(self, environment: MutableMapping[str, str], pid: int) -> None:
+        """Takes the protocol's variables out of environment: children are not to speak in this process's place.
+
+        watchdog_s: how often the manager wants to hear from this process at least; None: it does not ask. pid: this process.
+        """
+        address = environment.pop("NOTIFY_SOCKET", "")
+        microseconds = environment.pop("WATCHDOG_USEC", "")
+        meant = environment.pop("WATCHDOG_PID", "") in ("", str(pid))
+        self._socket: socket.socket | None = None
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        if address.startswith(("/", "@")):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        asked = self._socket is not None and meant and microseconds.isascii() and microseconds.isdigit()
+        self.watchdog_s = int(microseconds) / 1e6 if asked and int(microseconds) else None
+
+    def ready(self, status: str) -> None:
+        """The policy is enforced."""
+        self._send("READY=1", _status(status))
+
+    def reloading(self) -> None:
+        """What a SIGHUP asks for begins; ready() says that it is done."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str) -> None:
+        self._send("STOPPING=1", _status(status))
+
+    def status(self, status: str) -> None:
+        """One line for people."""
+        self._send(_status(status))
+
+    def alive(self) -> None:
+        """Another watchdog_s may pass."""
+        self._send("WATCHDOG=1")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, *lines: str) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendto("\n".join(lines).encode(), self._address)
+
+
+def _status(text: str) -> str:
+    return "STATUS=" + " ".join(text.split())[:MAX_STATUS]
+
+
+def from_environment() -> Notifier:
+    """To the manager that started this process."""
+    return Notifier(os.environ, os.getpid())
