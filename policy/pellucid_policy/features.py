@@ -30,13 +30,14 @@ INSTALLATION = (
 UNKNOWN_PODS = "UnknownPods"  # TransparentProxy's unknownPods
 EXCLUDE_PORTS = "ExcludePorts"  # TransparentProxy's exclude.ports, unless empty
 CONNECTIONS_PER_POD = "ConnectionsPerPod"  # TransparentProxy's limits.connectionsPerPod
+CONNECTION_RATE_PER_POD = "ConnectionRatePerPod"  # TransparentProxy's limits.connectionRatePerPod
 PLACEMENT = "Placement"  # TransparentProxy's nodeSelector and images
 CLUSTER = "Cluster"  # TransparentSnapshot, TransparentNode
 
 BASE = frozenset({
     "Allow", "Block", "Route", "Pass", "Audit", "Names", "FailureMode", "EgressSourceAddress", "OnPolicyChangeKeep", "DefaultAction",
 })  # fmt: skip
-ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD, REEVALUATE_LIVE}
+ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD, CONNECTION_RATE_PER_POD, REEVALUATE_LIVE}
 """What this release implements."""
 ALL = ONE_NODE | {
     INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, UNKNOWN_PODS, EXCLUDE_PORTS,
@@ -88,6 +89,7 @@ def _installation_needs(spec: TransparentProxySpec) -> Iterator[Need]:
         ("workers", spec.workers is not UNSET, INSTALLATION),
         ("limits.connections", limits.connections is not UNSET, INSTALLATION),
         ("limits.connectionsPerPod", limits.connections_per_pod is not UNSET, CONNECTIONS_PER_POD),
+        ("limits.connectionRatePerPod", limits.connection_rate_per_pod is not UNSET, CONNECTION_RATE_PER_POD),
         ("unknownPods", spec.unknown_pods is not UNSET, UNKNOWN_PODS),
         ("nodeSelector", spec.node_selector is not UNSET, PLACEMENT),
         ("images", spec.images is not UNSET, PLACEMENT),

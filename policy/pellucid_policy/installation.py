@@ -82,8 +82,11 @@ class MarkField(Strict, frozen=True):
 
 
 class Limits(Strict, frozen=True):
+    """Of the whole node, but connection_rate_per_pod: new connections a second of one address of a pod."""
+
     connections_per_pod: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     connections: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    connection_rate_per_pod: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType = UNSET
 
 
 class Images(Strict, frozen=True):

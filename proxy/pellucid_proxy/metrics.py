@@ -40,6 +40,23 @@ METRICS: dict[str, Metric] = {
         "counter", (), "Connections refused because deciding about them failed; the log tells why."
     ),
     "connections_active": Metric("gauge", (), "TCP connections that workers hold now."),
+    "connections_limit": Metric(
+        "gauge", (), "How many they can hold: max_connections, or what their limit of open files is enough for."
+    ),
+    "connections_pending": Metric("gauge", (), "Those of them that have no verdict or no upstream yet."),
+    "connections_shed": Metric(
+        "counter",
+        ("limit",),
+        "New connections refused since their pod had too many: connections_per_pod, or pending_per_pod.",
+    ),
+    "held_bytes": Metric(
+        "gauge",
+        (),
+        "Bytes that wait in workers for peers that do not read; a pipe that is lent for them counts as 64 KiB at least.",
+    ),
+    "accept_pauses": Metric(
+        "counter", (), "How often a worker accepted nothing for 100 ms: too many connections, no descriptor, no memory."
+    ),
     "denied": Metric(
         "counter",
         ("policy", "rule", "reason"),

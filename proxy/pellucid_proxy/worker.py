@@ -23,6 +23,7 @@ import msgspec
 
 from pellucid_policy.compile import PolicySet
 
+from .capacity import within
 from .control import (
     MAX_MESSAGE,
     Applied,
@@ -54,9 +55,20 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        self.judge = Judge(config.settings, config.node_addresses)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        settings, most_pipes = within(config.settings, descriptors)
+        if settings != config.settings:
+            log.warning(
+                "%d descriptors are enough for %d connections, of a pod for %d; for %d raise the limit of open files (ulimit -Hn)",
+                descriptors,
+                settings.max_connections,
+                settings.max_connections_per_pod,
+                config.settings.max_connections,
+            )
+        self.most = settings.max_connections
+        self.judge = Judge(settings, config.node_addresses)
         self.desk = Desk(self.judge, config.node, 0, self.on_records, self.tick)
-        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, config.settings, _roomy_pipes(config))
+        self.engine = relay.Engine(_epoll().fileno(), True, self.desk, settings, _roomy_pipes(config), most_pipes)
         self._pending = b""
         self._drain_until: float | None = None
         self.confined: tuple[str, ...] = ()
@@ -105,8 +117,14 @@ class Worker:
         self.desk.keep_up_to(self.config.settings.flow_buffer_bytes if on and self.config.flows >= 0 else 0)
 
     def stats(self) -> bytes:
-        confined = [Series("workers_confined", "gauge", (by,), 1) for by in self.confined]
-        return msgspec.msgpack.encode([*self.desk.series(self.engine.connections, self.engine.quick), *confined])
+        found = [
+            *self.desk.series(self.engine.connections, self.engine.quick),
+            Series("connections_limit", "gauge", (), self.most),
+            Series("held_bytes", "gauge", (), self.engine.held_bytes),
+            Series("accept_pauses", "counter", (), self.engine.times_paused),
+            *(Series("workers_confined", "gauge", (by,), 1) for by in self.confined),
+        ]
+        return msgspec.msgpack.encode(found)
 
     def start_drain(self, seconds: float) -> None:
         self.engine.refuse_more()

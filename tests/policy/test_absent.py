@@ -61,6 +61,7 @@ MAY_BE_ABSENT = {
     **{f"TransparentProxySpec.{field}": NEW for field in ("sourceAddress", "unknownPods", "exclude", "marks", "workers", "limits",
                                                           "nodeSelector", "images")},
     "Exclude.cidrs": "excludes nothing", "Exclude.ports": "excludes nothing", "Limits.connectionsPerPod": NEW, "Limits.connections": NEW,
+    "Limits.connectionRatePerPod": NEW,
     "Images.proxy": NEW,
     **{f"{kind}.status": NEW for kind in ("TransparentPolicy", "ClusterTransparentPolicy", "InterceptionAuthority", "TransparentProxy",
                                           "TransparentNode", "Pod")},

@@ -32,6 +32,7 @@ def test_every_feature_beyond_this_release_is_named_at_its_path() -> None:
         ("spec.podCIDRs", "Installation"), ("spec.sourceAddress", "Installation"), ("spec.exclude.cidrs", "Installation"),
         ("spec.marks", "Installation"), ("spec.workers", "Installation"), ("spec.limits.connections", "Installation"),
         ("spec.exclude.ports", "ExcludePorts"), ("spec.limits.connectionsPerPod", "ConnectionsPerPod"),
+        ("spec.limits.connectionRatePerPod", "ConnectionRatePerPod"),
         ("spec.unknownPods", "UnknownPods"), ("spec.nodeSelector", "Placement"), ("spec.images", "Placement"),
     }  # fmt: skip
     assert all(each.file == "every-field.yaml" and each.line > 1 and each.cure for each in found)

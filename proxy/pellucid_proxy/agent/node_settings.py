@@ -21,6 +21,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     connections: int | None = None
     connections_per_pod: int | None = None
+    connection_rate_per_pod: int | None = None
 
 
 def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
@@ -47,6 +48,8 @@ def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
         settings = msgspec.structs.replace(settings, max_connections=-(-wishes.connections // workers))
     if wishes.connections_per_pod is not None:
         settings = msgspec.structs.replace(settings, max_connections_per_pod=-(-wishes.connections_per_pod // workers))
+    if wishes.connection_rate_per_pod is not None:
+        settings = msgspec.structs.replace(settings, connection_rate_per_pod=wishes.connection_rate_per_pod)
     return settings
 
 

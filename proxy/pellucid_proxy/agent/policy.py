@@ -76,4 +76,5 @@ def wishes_of(objects: Objects) -> Wishes:
         workers=None if spec.workers is UNSET else spec.workers,
         connections=None if limits.connections is UNSET else limits.connections,
         connections_per_pod=None if limits.connections_per_pod is UNSET else limits.connections_per_pod,
+        connection_rate_per_pod=None if limits.connection_rate_per_pod is UNSET else limits.connection_rate_per_pod,
     )

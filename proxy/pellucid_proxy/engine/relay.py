@@ -43,6 +43,7 @@ if cython.compiled:
         EPOLLRDHUP,
         MSG_MORE,
     )
+    from cython.cimports.pellucid_proxy.engine.share import Share
 else:
     from . import kernel
     from .kernel import (
@@ -58,21 +59,27 @@ else:
         EPOLLRDHUP,
         MSG_MORE,
     )
+    from .share import Share
 
     int64_t = cython.longlong
 
 compiled = cython.compiled
 
 READABLE = cython.declare(cython.uint, EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET)
-ACCEPTS_PER_EVENT = cython.declare(cython.int, 64)
-STEPS_PER_TURN = cython.declare(cython.int, 32)  # then other connections get their turn
+# Then other connections get their turn
+ACCEPTS_PER_EVENT = cython.declare(cython.int, 16)
+STEPS_PER_TURN = cython.declare(cython.int, 32)
+BYTES_PER_TURN = cython.declare(cython.int, 262144)
 SHORT_READ = cython.declare(cython.int, 4096)  # a read that returned less than this has emptied the socket
 BULK_READ = cython.declare(cython.int, 16384)  # a read that returned this much makes the direction worth splicing
 FIRST_READ = cython.declare(cython.int, 16384)
+TIGHT_READ = cython.declare(cython.int, 4096)  # where too much waits already: at most this is added by a direction
 BUFFER_SIZE = cython.declare(cython.int, 262144)
 PIPE_SIZE = cython.declare(cython.int, 1 << 20)
+PIPE_COST = cython.declare(cython.int, 65536)  # what a lent pipe counts as at least: two descriptors, and pages of its own
 IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are closed
-# How long nothing is accepted when there are too many connections or descriptors
+# How long nothing is accepted when there are too many connections or descriptors, unless ROOM connections end before
+ROOM = cython.declare(cython.int, 16)
 PAUSE_MS = cython.declare(cython.int, 100)
 PAUSE_NS = cython.declare(cython.longlong, 100_000_000)
 LAG_NS = cython.declare(cython.longlong, 100_000)  # a batch of events that took longer is reported one by one
@@ -170,8 +177,8 @@ class Queue:
 @cython.cclass
 class Engine:
     """The loop of one worker. worker is told of connections: worker.session(source, destination, port) makes the
-    session that decides, worker.closed(session, …) hears the end. limits: pellucid_proxy.settings.NodeSettings.
-    roomy_pipes: how many pipes of PIPE_SIZE it may have open; more hold 64 KiB.
+    session that decides, worker.closed(session, …) hears the end. session.share is its pod's. limits: pellucid_proxy.settings.NodeSettings.
+    roomy_pipes: how many pipes of PIPE_SIZE it may have open; more hold 64 KiB. most_pipes: how many in all; without one, bytes are copied.
 
     Owns the epoll descriptor for its lifetime; the listeners' descriptors are the caller's."""
 
@@ -185,12 +192,17 @@ class Engine:
     now: int64_t  # monotonic nanoseconds at the last return of epoll_wait
     live: cython.int  # connections
     most: cython.int  # ... at once
+    held: int64_t  # bytes that wait for peers that do not read, as Share says
+    most_held: int64_t
+    most_held_of_pod: int64_t
     accepting: cython.bint
     paused: cython.bint
     resume_at: int64_t
     tick_at: int64_t  # when worker.tick() is due, 0: not asked for
     pipes: cython.int  # open ones
     roomy_pipes: cython.int  # so many of PIPE_SIZE, more have the kernel's size
+    most_pipes: cython.int
+    pauses: int64_t  # how often nothing was accepted for a while
     quick_batches: int64_t  # those that took at most LAG_NS
     to_review: cython.Py_ssize_t  # descriptors still to be looked at since the policy changed
     review_at: cython.Py_ssize_t  # the next of them
@@ -203,7 +215,7 @@ class Engine:
     lingering: Queue
     holding: Queue
 
-    def __init__(self, epoll, alone, worker, settings, roomy_pipes=IDLE_PIPES):
+    def __init__(self, epoll, alone, worker, settings, roomy_pipes=IDLE_PIPES, most_pipes=65536):
         self.epoll = epoll
         self.alone = alone
         self.handlers = []
@@ -214,10 +226,14 @@ class Engine:
         self.now = kernel.clock_ns()
         self.live = 0
         self.most = settings.max_connections
+        self.held = self.pauses = 0
+        self.most_held = settings.max_held_bytes
+        self.most_held_of_pod = settings.max_held_bytes_per_pod
         self.accepting = self.paused = self.stopping = False
         self.resume_at = self.tick_at = self.quick_batches = 0
         self.pipes = 0
         self.roomy_pipes = roomy_pipes
+        self.most_pipes = most_pipes
         self.to_review = self.review_at = 0
         self.idle_ns = int(settings.idle_timeout_s * 1e9)
         self.silent = Queue(settings.server_first_delay_s)
@@ -231,6 +247,16 @@ class Engine:
     def connections(self):
         """How many connections there are now."""
         return self.live
+
+    @property
+    def held_bytes(self):
+        """How many bytes wait for peers that do not read; a lent pipe counts as 64 KiB at least."""
+        return self.held
+
+    @property
+    def times_paused(self):
+        """How often nothing was accepted for a while, because there were too many connections, or no descriptor or memory was left."""
+        return self.pauses
 
     @property
     def quick(self):
@@ -265,7 +291,9 @@ class Engine:
 
     def refuse_more(self):
         """Accept nothing from now on; what is in the sockets' queues stays there for another worker."""
-        self.pause()
+        if self.accepting and not self.paused:
+            self.pause()
+            self.pauses -= 1
         self.accepting = False
 
     def review(self):
@@ -312,6 +340,7 @@ class Engine:
         listener: Listener
         if self.accepting and not self.paused:
             self.paused = True
+            self.pauses += 1
             self.resume_at = self.now + PAUSE_NS
             for listener in self.listeners:
                 kernel.unwatch(self.epoll, listener.fd)
@@ -473,25 +502,27 @@ class Side(Handler):
     """One socket of a connection, and the bytes on their way from it to its peer."""
 
     engine: Engine
+    share: Share
     peer: Side
     guard: object  # checks what comes from this side before it is passed on, or None
     events: cython.uint  # what epoll reports of this socket; 0: nothing yet
-    relaying: cython.bint  # both sides are open
-    closed: cython.bint
-    readable: cython.bint  # there may be something to read
-    hung_up: cython.bint  # the end of the stream was announced: what is in the socket now is all there is
-    read_on: cython.bint  # a short read proves nothing: it stops at urgent data's mark, and ahead of an error
-    no_delay: cython.bint
-    bulk: cython.bint
-    ended: cython.bint  # the end of the stream was read
-    finished: cython.bint  # ... and passed on to the peer
-    blocked: cython.bint  # the peer's socket is full
-    doomed: cython.bint  # the guard refused: end when what it let pass is sent
+    relaying: cython.uchar  # both sides are open
+    closed: cython.uchar
+    readable: cython.uchar  # there may be something to read
+    hung_up: cython.uchar  # the end of the stream was announced: what is in the socket now is all there is
+    read_on: cython.uchar  # a short read proves nothing: it stops at urgent data's mark, and ahead of an error
+    no_delay: cython.uchar
+    bulk: cython.uchar
+    ended: cython.uchar  # the end of the stream was read
+    finished: cython.uchar  # ... and passed on to the peer
+    blocked: cython.uchar  # the peer's socket is full
+    doomed: cython.uchar  # the guard refused: end when what it let pass is sent
     unsent: bytes  # bytes read that the peer did not take, or None
     unsent_at: cython.int
     pipe_source: cython.int  # -1: no pipe
     pipe_sink: cython.int
     in_pipe: cython.Py_ssize_t
+    held: cython.int  # what engine and share were told of the two before
     moved: int64_t  # bytes read from this side
     first_at: int64_t  # when the first of them came, 0: none
     active_at: int64_t  # when the last event came
@@ -499,6 +530,7 @@ class Side(Handler):
     def __init__(self):
         """No arguments and no super(): then Cython makes the object without packing a tuple. Fields of subclasses are set here too."""
         self.engine = None
+        self.share = None
         self.peer = None
         self.guard = None
         self.fd = -1
@@ -509,6 +541,7 @@ class Side(Handler):
         self.unsent_at = 0
         self.pipe_source = self.pipe_sink = -1
         self.in_pipe = 0
+        self.held = 0
         self.moved = self.first_at = self.active_at = 0
 
     @cython.cfunc
@@ -547,6 +580,8 @@ class Side(Handler):
     def pump(self) -> cython.int:
         """Move bytes to the peer and see to it that an event comes when it can go on."""
         outcome: cython.int = self.transfer()
+        if self.unsent is not None or self.pipe_source >= 0 or self.held:
+            self.account()
         if outcome == BROKEN:
             return self.broken()
         if outcome == GONE:
@@ -566,19 +601,45 @@ class Side(Handler):
 
     @cython.cfunc
     @cython.exceptval(check=False)
+    def account(self) -> cython.int:
+        """Tell the engine and the pod's share how much waits here."""
+        now: cython.Py_ssize_t = 0
+        if self.pipe_source >= 0:
+            now = max(PIPE_COST, self.in_pipe)
+        if self.unsent is not None:
+            now += len(self.unsent) - self.unsent_at
+        self.engine.held += now - self.held
+        self.share.held += now - self.held
+        self.held = now
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def tight(self) -> cython.bint:
+        """Whether so much waits already, of this pod or of all, that little more may be read before it can be sent."""
+        engine: Engine = self.engine
+        return engine.held >= engine.most_held or self.share.held >= engine.most_held_of_pod
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
     def transfer(self) -> cython.int:
         i: cython.int
+        enough: int64_t = self.moved + BYTES_PER_TURN
         outcome: cython.int = self.flush()
         for i in range(STEPS_PER_TURN):
             if outcome != GO_ON:
                 return outcome
             if self.ended or self.doomed or not self.readable:
                 return DRAINED
+            if self.moved >= enough:
+                break
             if self.guard is not None:
                 outcome = self.checked_copy()
-            elif self.bulk:
+            elif self.bulk and not self.tight():
                 outcome = self.splice_in()
             else:
+                if self.pipe_source >= 0:  # empty: flush() says so
+                    self.give_pipe_back()
                 outcome = self.copy()
             if outcome == GO_ON:
                 outcome = self.flush()
@@ -630,7 +691,7 @@ class Side(Handler):
     @cython.exceptval(check=False)
     def copy(self) -> cython.int:
         """Read once and send it at once: for small messages cheaper than two splices."""
-        count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, BUFFER_SIZE)
+        count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, TIGHT_READ if self.tight() else BUFFER_SIZE)
         outcome: cython.int = self.received(count)
         if outcome != GO_ON:
             return outcome
@@ -653,7 +714,7 @@ class Side(Handler):
     @cython.exceptval(check=False)
     def checked_copy(self) -> cython.int:
         """Read once, and keep for sending what the guard lets pass."""
-        count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, BUFFER_SIZE)
+        count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, TIGHT_READ if self.tight() else BUFFER_SIZE)
         outcome: cython.int = self.received(count)
         if outcome != GO_ON:
             return outcome
@@ -703,6 +764,8 @@ class Side(Handler):
         """A pipe costs two descriptors and three system calls; keep them, and lend one only while bytes are in flight."""
         if idle_pipes:
             self.pipe_source, self.pipe_sink = idle_pipes.pop()
+        elif self.engine.pipes >= self.engine.most_pipes:
+            return False
         else:
             ends = kernel.pipe(PIPE_SIZE if self.engine.pipes < self.engine.roomy_pipes else 0)
             self.pipe_source, self.pipe_sink = ends.source, ends.sink
@@ -714,7 +777,8 @@ class Side(Handler):
     @cython.cfunc
     @cython.exceptval(check=False)
     def give_pipe_back(self) -> cython.int:
-        if self.in_pipe or len(idle_pipes) >= IDLE_PIPES:  # never lend a pipe with somebody's bytes in it
+        # Never lend a pipe with somebody's bytes in it. Small ones are for rushes: they are not kept.
+        if self.in_pipe or len(idle_pipes) >= IDLE_PIPES or self.engine.pipes > self.engine.roomy_pipes:
             kernel.close(self.pipe_source)
             kernel.close(self.pipe_sink)
             self.engine.pipes -= 1
@@ -767,6 +831,10 @@ class Side(Handler):
         self.engine.close_later(self)
         if self.pipe_source >= 0:
             self.give_pipe_back()
+        if self.held:
+            self.engine.held -= self.held
+            self.share.held -= self.held
+            self.held = 0
         return 0
 
 
@@ -862,8 +930,10 @@ class Client(Side):
             self.session = engine.worker.session(
                 kernel.packed(self.source), kernel.packed(destination), kernel.port(destination)
             )
+            self.share = self.session.share
         except Exception:
             return self.close(True, INTERNAL)
+        self.share.pending += 1
         self.on_first_bytes()
         if not self.closed:
             self.watch(READABLE)
@@ -892,6 +962,8 @@ class Client(Side):
         data = kernel.taken(buffer, 0, count)
         self.unsent = data if self.unsent is None else self.unsent + data
         self.act(self.ask(2))
+        if not self.closed and not self.relaying and self.unsent is not None:
+            self.account()
         if (self.readable or self.read_on) and not self.closed and (self.state == WAITING or self.state == RACING):
             return self.on_first_bytes()  # what is left in the socket, or its end, makes no edge any more
         return 0
@@ -958,6 +1030,7 @@ class Client(Side):
             return self.close(True, UPSTREAM_UNREACHABLE)
         upstream: Upstream = Upstream()
         upstream.engine = self.engine
+        upstream.share = self.share
         upstream.connected = upstream.greeted = False
         upstream.fd = fd
         upstream.peer = self
@@ -1038,6 +1111,7 @@ class Client(Side):
         """Both sides are open and the verdict stands: relay."""
         upstream: Upstream = self.peer
         self.state = RELAYING
+        self.share.pending -= 1
         self.relaying = upstream.relaying = True
         self.active_at = self.engine.now
         self.join_queue(self.engine.idle)
@@ -1168,6 +1242,10 @@ class Client(Side):
         self.leave_queue()
         self.close_side(reset)
         self.engine.live -= 1
+        if self.engine.paused and self.engine.live + ROOM <= self.engine.most:
+            self.engine.resume_at = self.engine.now
+        if self.share is not None and not self.relaying:
+            self.share.pending -= 1
         up: int64_t = 0
         down: int64_t = 0
         answered_at: int64_t = 0

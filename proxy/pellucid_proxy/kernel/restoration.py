@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .ruleset import body, declared, ruleset, table_name
 from .state import KernelState
 
-_LEARNT = ("adopting", "stranger4", "stranger6")
+_LEARNT = ("adopting", "stranger4", "stranger6", "rate4", "rate6")
 """Sets whose elements come from traffic or end by themselves: what they hold stays."""
 
 

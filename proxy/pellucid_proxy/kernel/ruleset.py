@@ -27,15 +27,16 @@ _ON_LINK = ("ip6 daddr { fe80::/10, ff02::/16 }", "fib daddr type local", "fib d
 _STRANGER_MEMORY = "10m"
 _ADOPTION = "60s"
 _MAX_STRANGERS = 65536
+_MAX_RATES = 65536  # addresses; beyond them new ones are not limited
 _ZONE = 15001  # of connection tracking; other owners of zones (OVN, Antrea) number theirs from 1 or above 65,000
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
-EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_rejected")
+EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_rejected", "rate_limited")
 """Counters that no rule of a policy owns, each also an nft counter of that name:
 intercepted: connections (SYNs) given to the listener. bypassed: let past because no listener was there and the policies fail open.
 refused: reset because no listener was there and a policy fails closed. held: dropped because there was no policy yet.
 orphaned: packets of closed pods in the middle of a connection that nobody tracks: their socket is gone.
-quic_rejected: UDP 443 by names.quic: Reject."""
+quic_rejected: UDP 443 by names.quic: Reject. rate_limited: SYNs for the listener that were dropped, since their address sent too many."""
 
 
 class CounterKey(NamedTuple):
@@ -183,6 +184,9 @@ def _rules(state: KernelState) -> Iterator[str]:
     )
     for name in (*EVENTS, *counter_keys(state)):
         yield f"counter {name} {{ }}"
+    if settings.connection_rate_per_pod:
+        for v in versions:
+            yield _set(f"rate{v}", f"type {_TYPES[v]}; size {_MAX_RATES}; flags dynamic,timeout", [])
     yield from _chain("deliver", None, _deliver(settings, versions))
     for number, group in enumerate(state.groups):
         yield from _group(number, group.closed, group.reject_quic, state)
@@ -323,7 +327,11 @@ def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> 
 def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
     """SYNs for the proxy. Returns where no socket listens. Marks come after tproxy: before it, they would black-hole such a SYN."""
     marks = settings.marks
+    rate = settings.connection_rate_per_pod
     for v in versions:
+        if rate:  # dropped, not reset: who tries again at once would cost as much as who is served
+            over = f"limit rate over {rate}/second burst {max(rate, 5)} packets"
+            yield f"update @rate{v} {{ {_IP[v]} saddr timeout 10s {over} }} counter name rate_limited drop"
         listener = f"ip to 127.0.0.1:{settings.listen_port}" if v == 4 else f"ip6 to [::1]:{settings.listen_port}"
         yield (
             f"meta nfproto ipv{v} meta l4proto tcp tproxy {listener} "

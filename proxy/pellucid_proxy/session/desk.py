@@ -13,6 +13,7 @@ from collections.abc import Callable
 import cython
 
 from ..control import Series
+from ..engine.share import Share
 from ..metrics import METRICS
 from .ending import ENDINGS
 from .judge import Judge
@@ -110,8 +111,11 @@ class Desk:
     limit: bytes of records that may wait, unsent ones (the owner's) included; more are dropped and counted. 0: no records at all.
     """
 
-    most_of_pod: cython.Py_ssize_t
-    of_pods: dict[bytes, int]  # live connections by a pod's first address; no entry of 0
+    most_of_pod: cython.int
+    most_pending: cython.int
+    shares: dict[bytes, Share]  # by a pod's first address; none without connections
+    shed_connections: cython.longlong
+    shed_pending: cython.longlong
     on_tick: Callable[[], None]
     clock: Clock
     judge: Judge
@@ -138,8 +142,10 @@ class Desk:
         self.on_tick = on_tick
         self.clock = Clock()
         self.judge = judge
-        self.most_of_pod = judge.max_connections_per_pod
-        self.of_pods = {}
+        self.most_of_pod = judge.settings.max_connections_per_pod
+        self.most_pending = judge.settings.max_pending_per_pod
+        self.shares = {}
+        self.shed_connections = self.shed_pending = 0
         self.node = f'"node":{json.dumps(node)}'
         self.on_records = on_records
         self.limit = limit
@@ -157,14 +163,18 @@ class Desk:
     def session(self, source: bytes, destination: bytes, port: int) -> Session:
         """Addresses are packed. A connection that is one too many of its pod gets a session that refuses it."""
         self.opened += 1
-        session = Session(self.judge, source, destination, port)
         pod: bytes = self.judge.enforced.first_address.get(source, source)
-        count: cython.Py_ssize_t = self.of_pods.get(pod, 0)
-        if count >= self.most_of_pod:
-            session.counted_as = None
-        else:
-            session.counted_as = pod
-            self.of_pods[pod] = count + 1
+        share: Share = self.shares.get(pod)
+        if share is None:
+            share = self.shares[pod] = Share(pod)
+        session = Session(self.judge, source, destination, port, share)
+        if share.connections >= self.most_of_pod:
+            session.too_many = True
+            self.shed_connections += 1
+        elif share.pending >= self.most_pending:
+            session.too_many = True
+            self.shed_pending += 1
+        share.connections += 1
         return session
 
     def closed(
@@ -180,13 +190,10 @@ class Desk:
         down: cython.longlong,
     ) -> None:
         """why: index of ending.ENDINGS. Times in monotonic nanoseconds, 0 for what never was; up and down in bytes."""
-        pod = session.counted_as
-        if pod is not None:
-            left: cython.Py_ssize_t = self.of_pods[pod] - 1
-            if left:
-                self.of_pods[pod] = left
-            else:
-                del self.of_pods[pod]
+        share: Share = session.share
+        share.connections -= 1
+        if not share.connections:
+            del self.shares[share.pod]
         tally: Tally | None = session.tally
         if tally is not None:
             tally.closed[why] += 1
@@ -248,6 +255,9 @@ class Desk:
     def series(self, active: int, quick_batches: int) -> list[Series]:
         """All time series, as metrics.METRICS names them. active: connections now; quick_batches: loops in the first bucket."""
         return [
+            Series("connections_pending", "gauge", (), sum(each.pending for each in self.shares.values())),
+            Series("connections_shed", "counter", ("connections_per_pod",), self.shed_connections),
+            Series("connections_shed", "counter", ("pending_per_pod",), self.shed_pending),
             Series("connections_opened", "counter", (), self.opened),
             Series("connections_active", "gauge", (), active),
             Series("decisions_failed", "counter", (), self.failures),

@@ -104,7 +104,7 @@ class Judge:
         self.enforced: Enforced
         self.tallies = Tallies()
         self.source_address = settings.source_address
-        self.max_connections_per_pod = settings.max_connections_per_pod
+        self.settings = settings
         self._node_addresses = frozenset(node_addresses)
         self._allowed = networks(settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}

@@ -1,9 +1,12 @@
 # What Session is when session.py is compiled: an object with C fields. Uncompiled runs do not read this file.
 
+from pellucid_proxy.engine.share cimport Share
+
 cdef class Session:
-    cdef public object judge, source, destination, counted_as, identity, verdict, audited, tally, name, protocol, held
+    cdef public Share share
+    cdef public object judge, source, destination, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
-    cdef public bint spoof, redial, encrypted, mismatch
+    cdef public bint spoof, redial, encrypted, mismatch, too_many
     cdef public int port
 
     cpdef int opened(self) except -1

@@ -21,6 +21,7 @@ from pellucid_policy.facts import ABSENT, TCP, UNKNOWN, Facts, Unnamed
 from pellucid_policy.plan import same_pod
 from pellucid_policy.verdict import NEED_NAME, Action, Reason, Response, Verdict
 
+from ..engine.share import Share
 from ..sniff.first_bytes import HTTP1, Sniffed, give_up, sniff
 from ..sniff.refusal import refusal
 from .http_guard import Refusal, RequestGuard
@@ -56,16 +57,19 @@ class Session:
     source's address, handshake with an upstream proxy or None. After DIAL also: redial if a raced upstream is the wrong one; guard, and
     then held, the part of the first bytes that it let pass. Until then held is first bytes that do not say enough yet.
 
-    counted_as: the address among whose connections this one counts, None: its pod has too many, and it is refused whatever the rules say.
+    share: its pod's. too_many: its pod has as many connections as it may, and this one is refused whatever the rules say.
 
     There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
-    def __init__(self, judge: Judge, source: bytes, destination: bytes, port: int) -> None:
+    def __init__(
+        self, judge: Judge, source: bytes, destination: bytes, port: int, share: Share | None = None
+    ) -> None:
         self.judge = judge
         self.source = source
         self.destination = destination
         self.port = port
-        self.counted_as: bytes | None = source
+        self.share = Share(source) if share is None else share
+        self.too_many = False
         self.identity: Identity | None = None
         self.verdict: Verdict = UNDECIDABLE  # until there is one: what a record says if the connection ends before
         self.audited: Verdict | None = None
@@ -164,7 +168,7 @@ class Session:
         return None if verdict is NEED_NAME else verdict
 
     def _settle(self, name: str | Unnamed, encrypted: bool, mismatch: bool) -> int:
-        if self.counted_as is None:
+        if self.too_many:
             self.identity = self.judge.enforced.identity(self.source)
             self._refuse(LIMIT_REACHED)
             return REFUSE

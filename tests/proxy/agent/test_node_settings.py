@@ -33,6 +33,7 @@ def options(**given: object) -> RunOptions:
         ({"listen_port": 16001}, {}, "listen_port", 16001),
         ({"workers": 2}, {"connections": 101}, "max_connections", 51),
         ({"workers": 2}, {"connections_per_pod": 5}, "max_connections_per_pod", 3),
+        ({"workers": 2}, {"connection_rate_per_pod": 5}, "connection_rate_per_pod", 5),
         ({}, {}, "ipv6", False),
         ({}, {"scope": ("2001:db8::/32",)}, "ipv6", True),
     ],

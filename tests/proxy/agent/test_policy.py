@@ -18,7 +18,7 @@ def files(spec: str) -> tuple[SourceFile, ...]:
 def test_every_wish_of_the_installation_is_taken_over() -> None:
     spec = (
         "podCIDRs: [10.244.0.0/16], sourceAddress: Node, exclude: {cidrs: [169.254.20.10/32]}, marks: {mask: 0x3000},"
-        " workers: 3, limits: {connections: 9, connectionsPerPod: 4}, defaultAction: Block"
+        " workers: 3, limits: {connections: 9, connectionsPerPod: 4, connectionRatePerPod: 7}, defaultAction: Block"
     )
     accepted = accept(files(spec))
     assert accepted.wishes == Wishes(
@@ -29,6 +29,7 @@ def test_every_wish_of_the_installation_is_taken_over() -> None:
         workers=3,
         connections=9,
         connections_per_pod=4,
+        connection_rate_per_pod=7,
     )
 
 

@@ -21,7 +21,6 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "flow-records.md"
 def record() -> dict[str, Any]:
     judge = Judge(NodeSettings(scope=("192.0.2.0/24",)), ())
     session = Session(judge, source=b"\xc0\0\2\1", destination=b"\xc6\x33\x64\1", port=443)
-    session.counted_as = None  # the desk did not open it
     session.tally = judge.tallies.of(
         Verdict(Action.ALLOW, Reason.RULE_MATCHED, RuleKey("TransparentPolicy", "default", "web", "ok"))
     )

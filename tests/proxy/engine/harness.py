@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid_proxy.engine import relay
+from pellucid_proxy.engine.share import Share
 from pellucid_proxy.settings import Marks, NodeSettings
 
 WAIT, DIAL, RACE, REFUSE, HOLD = relay.steps
@@ -42,6 +43,7 @@ class Script:
     guard: Any = None
     held: bytes = b""
     opaque: bool = False
+    share: Share = field(default_factory=Share)
     heard: list[Any] = field(default_factory=list)
 
     def opened(self) -> int:
