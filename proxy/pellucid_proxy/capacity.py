@@ -13,8 +13,8 @@ RESERVED = 64
 def within(settings: NodeSettings, descriptors: int) -> tuple[NodeSettings, int]:
     """Return the settings with limits of connections that descriptors (a number, RLIMIT_NOFILE) suffices for, and how many pipes it does.
 
-    A connection takes two. At least a quarter is for pipes, of two each, through which bulk goes; without one, bytes are copied. A pod's
-    limits shrink by the same ratio, so that as many pods as before are needed to use up all.
+    A connection takes two. At least a quarter is for pipes, of two each, through which bulk goes; without one, bytes are copied. Where
+    connections must be fewer, no pod has more than a quarter of them, nor an eighth of them pending.
     """
     usable = max(8, descriptors - RESERVED)
     most = settings.max_connections
@@ -23,7 +23,7 @@ def within(settings: NodeSettings, descriptors: int) -> tuple[NodeSettings, int]
         settings = msgspec.structs.replace(
             settings,
             max_connections=connections,
-            max_connections_per_pod=max(1, settings.max_connections_per_pod * connections // most),
-            max_pending_per_pod=max(1, settings.max_pending_per_pod * connections // most),
+            max_connections_per_pod=min(settings.max_connections_per_pod, max(1, connections // 4)),
+            max_pending_per_pod=min(settings.max_pending_per_pod, max(1, connections // 8)),
         )
     return settings, usable // 2 - connections

@@ -76,7 +76,9 @@ FIRST_READ = cython.declare(cython.int, 16384)
 TIGHT_READ = cython.declare(cython.int, 4096)  # where too much waits already: at most this is added by a direction
 BUFFER_SIZE = cython.declare(cython.int, 262144)
 PIPE_SIZE = cython.declare(cython.int, 1 << 20)
-PIPE_COST = cython.declare(cython.int, 65536)  # what a lent pipe counts as at least: two descriptors, and pages of its own
+PIPE_COST = cython.declare(
+    cython.int, 65536
+)  # what a lent pipe counts as at least: two descriptors, and pages of its own
 IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are closed
 # How long nothing is accepted when there are too many connections or descriptors, unless ROOM connections end before
 ROOM = cython.declare(cython.int, 16)

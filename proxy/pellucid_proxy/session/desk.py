@@ -164,7 +164,7 @@ class Desk:
         """Addresses are packed. A connection that is one too many of its pod gets a session that refuses it."""
         self.opened += 1
         pod: bytes = self.judge.enforced.first_address.get(source, source)
-        share: Share = self.shares.get(pod)
+        share: Share | None = self.shares.get(pod)
         if share is None:
             share = self.shares[pod] = Share(pod)
         session = Session(self.judge, source, destination, port, share)

@@ -61,9 +61,7 @@ class Session:
 
     There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
-    def __init__(
-        self, judge: Judge, source: bytes, destination: bytes, port: int, share: Share | None = None
-    ) -> None:
+    def __init__(self, judge: Judge, source: bytes, destination: bytes, port: int, share: Share | None = None) -> None:
         self.judge = judge
         self.source = source
         self.destination = destination

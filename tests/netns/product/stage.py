@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -154,6 +155,19 @@ def tap(host: Namespace, match: str) -> Callable[[], int]:
         return next(entry["counter"]["packets"] for entry in said["nftables"] if "counter" in entry)
 
     return read
+
+
+def metric(stage: Stage, name: str, address: str = "127.0.0.1:9464") -> float:
+    """The value of a series as the node's endpoint tells it (`run --metrics`); name: without the prefix, with its labels in braces."""
+
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    lines = stage.node.call(fetch).splitlines()
+    return next(
+        (float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == f"pellucid_{name}"), 0.0
+    )
 
 
 def records(instance: Instance) -> list[dict[str, Any]]:

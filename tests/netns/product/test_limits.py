@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import socket
+import time
 from pathlib import Path
 
 from pellucid_cli.lab.clients import get
 from pellucid_cli.lab.servers import speak_http
 from pellucid_cli.lab.topology import Namespace
+from pellucid_proxy.capacity import within
+from pellucid_proxy.settings import NodeSettings
 from tests.netns.world import eventually
 
 from .conftest import Figure
-from .stage import INSTALLATION, Stage, policy, wait_for_records
+from .stage import INSTALLATION, CountingServer, Load, Stage, metric, policy, wait_for_records
+
+METRICS = "127.0.0.1:9464"
+FIRST_BYTES_S = NodeSettings(scope=()).first_bytes_timeout_s
 
 LIMIT, TOO_MANY = 20, 10
 NAME = "site.example"
@@ -75,3 +83,87 @@ def test_past_its_limit_a_pod_gets_no_new_connection_and_keeps_the_old(tmp_path:
     assert arrived <= LIMIT
     assert {each["source"]["pod"] for each in told} == {"a"}
     assert again
+
+
+def test_pending_connections_of_one_pod_cost_no_other_pod_its_own(tmp_path: Path, figure: Figure) -> None:
+    """Connections that say half a head, more than a pod may have of them: its next ones are refused until the first have timed out."""
+    most = within(NodeSettings(scope=()), resource.getrlimit(resource.RLIMIT_NOFILE)[1])[0].max_pending_per_pod
+    extra = 50
+    with Stage(tmp_path) as stage:
+        stage.serve("web", {80: speak_http})
+        stage.write("policy.yaml", RULES)
+        a, b, web = stage["a"], stage["b"], stage["web"]
+        with stage.run("--workers", "1", "--metrics", METRICS), contextlib.ExitStack() as opened:
+            started = time.monotonic()
+            for n in range(most + extra):
+                with contextlib.suppress(ConnectionError):  # refused ones are reset
+                    connection = opened.enter_context(_open(a, web.addresses[n % 2]))
+                    connection.sendall(b"GET / HTTP/1.1\r\nHo")
+            took = time.monotonic() - started
+            assert eventually(lambda: metric(stage, 'connections_shed_total{limit="pending_per_pod"}') > 0, 5)
+            pending = metric(stage, "connections_pending")
+            others = sum(get(b, web.addresses[n % 2], 80, NAME).end == "answered" for n in range(20))
+            again = eventually(lambda: get(a, web.ipv4, 80, NAME).end == "answered", 30)
+            assert eventually(lambda: metric(stage, "connections_pending") == 0, 30)
+    figure(
+        "pending connections of a pod",
+        f"{most + extra} opened in {took:.1f} s, {pending:.0f} pending of at most {most}, {others} of 20 of another pod answered",
+    )
+    assert took < FIRST_BYTES_S, "the first had timed out already"
+    assert pending <= most
+    assert (others, again) == (20, True)
+
+
+def test_a_pods_rate_is_limited_in_the_kernel_and_other_pods_notice_nothing(tmp_path: Path, figure: Figure) -> None:
+    rate, seconds = 100, 3.0
+    with Stage(tmp_path) as stage, CountingServer(stage["web"], 80) as server:
+        stage.write("policy.yaml", RULES)
+        stage.write(
+            "installation.yaml", INSTALLATION.replace("spec: {", f"spec: {{limits: {{connectionRatePerPod: {rate}}}, ")
+        )
+        a, b, web = stage["a"], stage["b"], stage["web"]
+        with stage.run("--workers", "1"):
+            before, began = server.accepted, time.monotonic()
+            answered = 0
+            with Load(a, [web.ipv4], 80, NAME, parallel=8) as load:
+                while time.monotonic() - began < seconds:
+                    answered += get(b, web.addresses[answered % 2], 80, NAME).end == "answered"
+            took = time.monotonic() - began
+            of_a = server.accepted - before - answered
+            dropped = stage.counter("rate_limited")
+    figure(
+        "rate of a pod",
+        f"{of_a} arrived in {took:.1f} s at a limit of {rate}/s, {dropped} SYNs dropped; {answered} of another pod answered",
+    )
+    assert rate * seconds / 2 < of_a <= rate * (took + 2)
+    assert dropped > 0
+    assert set(load.ended) == {"ok"}, "later, but none refused"
+    assert answered > rate, "the other pod is not held to what the first one leaves"
+
+
+def test_past_the_limit_of_a_worker_new_connections_wait_and_live_ones_go_on(tmp_path: Path, figure: Figure) -> None:
+    with Stage(tmp_path) as stage:
+        stage.serve("web", {80: speak_http})
+        stage.write("policy.yaml", RULES)
+        stage.write("installation.yaml", INSTALLATION.replace("spec: {", f"spec: {{limits: {{connections: {LIMIT}}}, "))
+        a, b, web = stage["a"], stage["b"], stage["web"]
+        with stage.run("--workers", "1", "--metrics", METRICS):
+            live = [_open(a, web.addresses[n % 2]) for n in range(LIMIT)]
+            assert all(map(_answered, live))
+            waiting = [_open(b, web.addresses[n % 2]) for n in range(TOO_MANY)]
+            for each in waiting:
+                each.sendall(REQUEST)
+            assert eventually(lambda: metric(stage, "accept_pauses_total") > 1, 10)
+            arrived = len(stage.journal.arrivals())
+            for each in live[TOO_MANY:]:
+                each.close()
+            served = [each.recv(4096).startswith(b"HTTP/1.1 200") for each in waiting].count(True)
+            going_on = [_answered(each) for each in live[:TOO_MANY]].count(True)
+            for each in (*live, *waiting):
+                each.close()
+    figure(
+        "limit of a worker",
+        f"{going_on} of {TOO_MANY} live connections go on, {served} of {TOO_MANY} new ones wait and are served when there is room",
+    )
+    assert arrived == LIMIT
+    assert (going_on, served) == (TOO_MANY, TOO_MANY)

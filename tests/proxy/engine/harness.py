@@ -88,7 +88,9 @@ class Ended:
 class Bench:
     """An engine with one listener and one origin, and what its worker heard."""
 
-    def __init__(self, script: Callable[[], Any], *, roomy_pipes: int = 256, **changes: Any) -> None:
+    def __init__(
+        self, script: Callable[[], Any], *, roomy_pipes: int = 256, most_pipes: int = 65536, **changes: Any
+    ) -> None:
         self.script = script
         self.sessions: list[Any] = []
         self.ended: list[Ended] = []
@@ -96,7 +98,7 @@ class Bench:
         self.ticks = 0
         self._stack = contextlib.ExitStack()
         self._epoll = self._stack.enter_context(contextlib.closing(select.epoll()))
-        self.engine = relay.Engine(self._epoll.fileno(), False, self, settings(**changes), roomy_pipes)
+        self.engine = relay.Engine(self._epoll.fileno(), False, self, settings(**changes), roomy_pipes, most_pipes)
         self.listener = self.listen()
         self.origin = self.listen()
         self.target = (LOCALHOST, self.origin.getsockname()[1])
