@@ -113,6 +113,14 @@ def test_one_screen_holds_what_an_operator_asks_first(tmp_path: Path) -> None:
         assert said in lines
 
 
+def test_a_limit_that_is_near_is_told_though_all_is_enforced(tmp_path: Path) -> None:
+    near = "worker 0 holds 95 of 100 connections; further ones wait. Cure: more workers"
+    with agent(tmp_path, [msgspec.structs.replace(GOOD, strains=(near,))]):
+        shown = status(tmp_path)
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[-2:] == ["limits", f"  {near}"]
+
+
 def test_json_is_the_agents_answer(tmp_path: Path) -> None:
     with agent(tmp_path, [GOOD]):
         shown = status(tmp_path, "-o", "json")

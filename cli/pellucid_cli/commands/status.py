@@ -94,6 +94,8 @@ def _screen(status: NodeStatus) -> str:
         ]
     if status.rules:
         lines += ["", click.style("kernel rules", fg="red"), *(f"  {each}" for each in status.rules)]
+    if status.strains:
+        lines += ["", click.style("limits", fg="yellow"), *(f"  {each}" for each in status.strains)]
     return "\n".join(lines)
 
 

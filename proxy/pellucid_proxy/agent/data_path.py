@@ -257,9 +257,14 @@ def node_addresses() -> tuple[bytes, ...]:
     )
 
 
+def conntrack_use() -> tuple[int | None, int | None]:
+    """Entries of the connection tracking table, and how many it may have; None: the kernel does not say."""
+    return _conntrack("count"), _conntrack("max")
+
+
 def conntrack_series() -> list[Series]:
     """How full the connection tracking table is; nothing where the kernel does not say."""
-    count, limit = _conntrack("count"), _conntrack("max")
+    count, limit = conntrack_use()
     return [Series("conntrack_usage_ratio", "gauge", (), count / limit)] if count is not None and limit else []
 
 

@@ -17,12 +17,13 @@ from ..rights.users import Separation
 from ..session.desk import Histogram
 from ..settings import NodeSettings
 from ..supervisor.options import RunOptions
-from .data_path import conntrack_series
+from .data_path import conntrack_series, conntrack_use
 from .enforcer import Enforcer
 from .flow_hub import FlowHub
 from .flows import FlowFile
 from .repairs import Repairs
 from .status import NodeStatus, WorkerStatus
+from .strain import strains
 from .workers import Workers
 
 ENGINE_FORM = "compiled" if compiled else "uncompiled"
@@ -139,6 +140,7 @@ class Report:
             rules=self.repairs.problems if self.repairs else (),
             worker_user=self._separation.user,
             unconfined=self._separation.lacking,
+            strains=strains(*conntrack_use(), {index: each for index, each in by_worker.items() if each is not None}),
         )
 
     def _own(self) -> list[Series]:

@@ -67,7 +67,8 @@ compiled = cython.compiled
 
 READABLE = cython.declare(cython.uint, EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET)
 # Then other connections get their turn
-ACCEPTS_PER_EVENT = cython.declare(cython.int, 16)
+ACCEPTS_PER_EVENT = cython.declare(cython.int, 8)
+EXPIRED_PER_BATCH = cython.declare(cython.int, 32)  # of each queue
 STEPS_PER_TURN = cython.declare(cython.int, 32)
 BYTES_PER_TURN = cython.declare(cython.int, 262144)
 SHORT_READ = cython.declare(cython.int, 4096)  # a read that returned less than this has emptied the socket
@@ -456,8 +457,11 @@ class Engine:
     @cython.exceptval(check=False)
     def expire(self, queue: Queue) -> cython.int:
         client: Client
-        while queue.first is not None and queue.first.due <= self.now:
+        i: cython.int
+        for i in range(EXPIRED_PER_BATCH):
             client = queue.first
+            if client is None or client.due > self.now:
+                break
             client.leave_queue()
             client.on_timeout(queue)
         return 0
