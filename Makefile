@@ -15,7 +15,7 @@ COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
 COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format engine bench bench-handover fuzz fuzz-short lock clean setup setup-python
+.PHONY: help demo test lint format engine bench bench-handover e2e e2e-up e2e-down fuzz fuzz-short lock clean setup setup-e2e setup-python
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -48,6 +48,17 @@ bench: setup  ## side by side with HAProxy, nginx, Envoy, Squid and mitmproxy; p
 bench-handover: setup  ## hand-overs at full load: connections lost, streams cut
 	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.handover $(ARGS)
 
+CLUSTER := $(VENV)/python -m e2e.cluster $(if $(WORKERS),--workers $(WORKERS)) $(if $(PROXY_MODE),--proxy-mode $(PROXY_MODE))
+
+e2e: e2e-up  ## a real Kubernetes on this machine, its tests, and away with it; WORKERS=3, PROXY_MODE=iptables
+	@status=0; $(VENV)/python -m pytest e2e $(ARGS) || status=$$?; $(CLUSTER) down; exit $$status
+
+e2e-up: setup-e2e  ## the cluster alone, for trying things: python3 -m e2e.cluster kubectl …
+	@$(CLUSTER) up
+
+e2e-down:  ## away with it
+	@$(CLUSTER) down
+
 fuzz: setup  ## every parser on mutated input, by coverage on the sources and blindly on the compiled form; ARGS='--executions 1000000'
 	@tools/setup.sh fuzz
 	@$(UNCOMPILED):$(CURDIR)/build/fuzz/atheris $(VENV)/python -m fuzz.run --target all --seed $(SEED) $(ARGS)
@@ -69,6 +80,9 @@ clean:  ## everything that was made
 
 setup:
 	@tools/setup.sh system
+
+setup-e2e:
+	@tools/setup.sh e2e
 
 setup-python:
 	@tools/setup.sh

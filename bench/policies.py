@@ -15,6 +15,7 @@ ALLOWED = tuple(f"svc{i}.ok.test" for i in range(0, 1000, 2))
 BLOCKED = tuple(f"host{i}.blocked.test" for i in range(1, 1000, 2))
 BLOCKED_DOMAIN = "evil.test"  # every name below it
 RULES_PER_POLICY = 1000
+CONNECTIONS = 65536
 Rule = dict[str, object]
 
 
@@ -58,9 +59,16 @@ def _unmatched(count: int) -> Iterator[Rule]:
 def pellucid(rules: list[Rule]) -> dict[str, str]:
     """Policies of the default namespace, where the pods are that nothing is known of, by file name. JSON is YAML.
 
-    A policy holds RULES_PER_POLICY rules at most; the priority keeps their order."""
+    A policy holds RULES_PER_POLICY rules at most; the priority keeps their order. All load comes from one pod, which may have it all."""
     chunks = [rules[first : first + RULES_PER_POLICY] for first in range(0, len(rules), RULES_PER_POLICY)]
-    return {f"bench-{i}.yaml": _policy(f"bench-{i}", i, chunk) for i, chunk in enumerate(chunks)}
+    installation = {
+        "apiVersion": "pellucid.dev/v1alpha1",
+        "kind": "TransparentProxy",
+        "metadata": {"name": "default"},
+        "spec": {"limits": {"connectionsPerPod": CONNECTIONS}},
+    }
+    files = {f"bench-{i}.yaml": _policy(f"bench-{i}", i, chunk) for i, chunk in enumerate(chunks)}
+    return files | {"installation.yaml": json.dumps(installation)}
 
 
 def _policy(name: str, priority: int, rules: list[Rule]) -> str:

@@ -1,7 +1,7 @@
 #!/bin/bash
-# setup.sh [system|fuzz]: make .venv from requirements.lock with $PYTHON (python3); with "fuzz" also put atheris into build/fuzz/atheris,
+# setup.sh [system|fuzz|e2e]: make .venv from requirements.lock with $PYTHON (python3); with "fuzz" also put atheris into build/fuzz/atheris,
 # where there is one for this Python and machine; with "system" also see to the Debian packages that the namespace tests, the compiler
-# and the demo need. As root on Debian it installs what is missing; otherwise it says the command.
+# and the demo need; with "e2e" those that a cluster on this machine needs. As root on Debian it installs what is missing; otherwise it says the command.
 # Done already: takes milliseconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +29,15 @@ if [ "${1:-}" = system ]; then
   need_command gcc gcc
   need_file /usr/include/stdio.h libc6-dev
   need_file "${about[2]}/Python.h" python3-dev
+elif [ "${1:-}" = e2e ]; then
+  need_command nft nftables
+  need_command ip iproute2
+  need_command conntrack conntrack
+  need_command iptables iptables
+  need_command runc runc
+  need_command mmdebstrap mmdebstrap
+  need_command openssl openssl
+  need_file /usr/lib/cni/ptp containernetworking-plugins
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -13,17 +13,16 @@ RESERVED = 64
 def within(settings: NodeSettings, descriptors: int) -> tuple[NodeSettings, int]:
     """Return the settings with limits of connections that descriptors (a number, RLIMIT_NOFILE) suffices for, and how many pipes it does.
 
-    A connection takes two. At least a quarter is for pipes, of two each, through which bulk goes; without one, bytes are copied. Where
-    connections must be fewer, no pod has more than a quarter of them, nor an eighth of them pending.
+    A connection takes two. At least a quarter is for pipes, of two each, through which bulk goes; without one, bytes are copied. The
+    limits of a pod that are left open (0) are settled: so that one pod, or two, cannot use up what all need.
     """
     usable = max(8, descriptors - RESERVED)
-    most = settings.max_connections
-    connections = min(most, usable * 3 // 8)
-    if connections < most:
-        settings = msgspec.structs.replace(
-            settings,
-            max_connections=connections,
-            max_connections_per_pod=min(settings.max_connections_per_pod, max(1, connections // 4)),
-            max_pending_per_pod=min(settings.max_pending_per_pod, max(1, connections // 8)),
-        )
+    connections = min(settings.max_connections, usable * 3 // 8)
+    of_pod = min(settings.max_connections_per_pod or -(-connections // 4), connections)
+    settings = msgspec.structs.replace(
+        settings,
+        max_connections=connections,
+        max_connections_per_pod=of_pod,
+        max_pending_per_pod=min(settings.max_pending_per_pod or -(-of_pod // 2), of_pod),
+    )
     return settings, usable // 2 - connections

@@ -36,8 +36,10 @@ class NodeSettings(msgspec.Struct, frozen=True):
     server_first_delay_s: float = 0.1  # silence of the client after which a server that speaks first is dialled
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
-    max_connections_per_pod: int = 16384  # of one worker; a pod's next one is reset at once
-    max_pending_per_pod: int = 4096  # of those, without a verdict or an upstream yet
+    max_connections_per_pod: int = (
+        0  # of one worker; a pod's next one is reset at once; 0: a quarter of what the worker can have
+    )
+    max_pending_per_pod: int = 0  # of those, without a verdict or an upstream yet; 0: half of them
     max_held_bytes: int = 256 << 20  # of one worker, for peers that do not read; more is read in small pieces
     max_held_bytes_per_pod: int = 64 << 20  # of those, for connections of one pod
     connection_rate_per_pod: int = 0  # new ones a second of one address that the kernel hands over; 0: any number

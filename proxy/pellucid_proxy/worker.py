@@ -57,7 +57,7 @@ class Worker:
         self.config = config
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         settings, most_pipes = within(config.settings, descriptors)
-        if settings != config.settings:
+        if settings.max_connections < config.settings.max_connections:
             log.warning(
                 "%d descriptors are enough for %d connections, of a pod for %d; for %d raise the limit of open files (ulimit -Hn)",
                 descriptors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pellucid_proxy.capacity import RESERVED, within
@@ -27,6 +28,9 @@ def test_what_is_promised_can_be_kept(descriptors: int) -> None:
         assert 1 <= getattr(fitted, limit) <= getattr(SETTINGS, limit)
 
 
-def test_a_pod_gets_a_part_of_what_is_left() -> None:
-    fitted, _ = within(SETTINGS, RESERVED + 8 * 50)
-    assert (fitted.max_connections, fitted.max_connections_per_pod, fitted.max_pending_per_pod) == (150, 37, 18)
+def test_a_pod_gets_a_part_of_what_is_left_unless_it_was_said() -> None:
+    open_ = msgspec.structs.replace(SETTINGS, max_connections_per_pod=0, max_pending_per_pod=0)
+    fitted, _ = within(open_, RESERVED + 8 * 50)
+    assert (fitted.max_connections, fitted.max_connections_per_pod, fitted.max_pending_per_pod) == (150, 38, 19)
+    said, _ = within(msgspec.structs.replace(open_, max_connections_per_pod=140), RESERVED + 8 * 50)
+    assert (said.max_connections, said.max_connections_per_pod, said.max_pending_per_pod) == (150, 140, 70)
