@@ -22,6 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 PATIENCE_S = 30.0
 
 T = TypeVar("T")
+_outer: list[subprocess.Popen[bytes]] = []  # they end with their nodes, which may outlive this process
 
 
 class NotRunning(Exception):
@@ -40,10 +41,8 @@ def start(plan: Plan, node: Node) -> None:
     description.write_text(json.dumps(spec(plan, node)))
     inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--uts", "--ipc", "--kill-child=KILL"]
     command = [
-        "ip",
-        "netns",
-        "exec",
-        plan.namespace(node.name),
+        "nsenter",  # ip netns exec would mount another /sys
+        f"--net=/run/netns/{plan.namespace(node.name)}",
         *inside,
         sys.executable,
         first_process.__file__,
@@ -51,6 +50,7 @@ def start(plan: Plan, node: Node) -> None:
     ]
     with (plan.logs / f"{node.name}.log").open("ab") as log:
         outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    _outer.append(outer)
     pid = _wait_for(lambda: _child(outer.pid), f"{node.name} does not start: see {plan.logs / node.name}.log")
     _record(plan, node).write_text(json.dumps([pid, _born(pid)]))
 
