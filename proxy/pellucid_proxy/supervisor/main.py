@@ -23,7 +23,7 @@ from . import logs
 from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
 from .giving_up import give_up_rights
-from .handover import Inheritance, InheritedWorker, take_over
+from .handover import Inheritance, take_over
 from .listeners import open_listeners
 from .lock import locked, sign
 from .messages import (
@@ -43,8 +43,10 @@ from .messages import (
 from .notify import from_environment
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
+from .slot import Slot
 from .successor import Successor
 from .watchdog import Watchdog
+from .what_stays import what_stays
 
 log = logging.getLogger(__name__)
 
@@ -83,28 +85,6 @@ def run(options: RunOptions, parts: Parts = Parts()) -> int:
     except Refusal as refusal:
         log.error("%s", refusal)
         return refusal.status
-
-
-class Slot:
-    """One worker, whichever process it is. control and flows: the agent's ends of its channel and of its pipe (-1: none), kept open
-    here: what is in them waits for the next agent when one ends. inherited: it is leaving, and no child of ours."""
-
-    def __init__(self, index: int, inherited: InheritedWorker | None = None) -> None:
-        self.index = index
-        self.leaving = inherited is not None
-        self.child: Child | None = None
-        self.control = None if inherited is None else socket.socket(fileno=inherited.control)
-        self.flows = -1 if inherited is None else inherited.flows
-        self.backoff = Backoff()
-
-    def let_go(self) -> None:
-        """Close the agent's ends; may be called twice."""
-        if self.control is not None:
-            self.control.close()
-            self.control = None
-        if self.flows >= 0:
-            os.close(self.flows)
-            self.flows = -1
 
 
 class Supervisor:
@@ -315,9 +295,11 @@ class Supervisor:
             told = status in (FAILED, BAD_POLICY, REFUSED)  # it has said why
             self._status = status if told else FAILED
             if not told:
-                log.error("agent %d %s; %s", agent.process.pid, how_it_ended(status), self._what_stays())
+                log.error("agent %d %s; %s", agent.process.pid, how_it_ended(status), what_stays(self._ready))
         elif status != 0 and self._status == STOPPED:
-            log.error("agent %d %s while it stopped; %s", agent.process.pid, how_it_ended(status), self._what_stays())
+            log.error(
+                "agent %d %s while it stopped; %s", agent.process.pid, how_it_ended(status), what_stays(self._ready)
+            )
             self._status = FAILED
         for slot in self._slots:
             if slot.child is not None:
@@ -338,7 +320,7 @@ class Supervisor:
             self._stop(None, Stop(0.0, keep_rules=True))  # the agent ended it, and says by its own end why
         elif not self._ready:
             log.error(
-                "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), self._what_stays()
+                "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), what_stays(self._ready)
             )
             self._stop(FAILED, Stop(0.0, keep_rules=True))
         else:
@@ -529,11 +511,3 @@ class Supervisor:
         successor = self._successor.due if self._successor else float("inf")
         due = min([self._kill_at, self._watchdog.due, successor, *(at for at, _ in self._starts)])
         return None if due == float("inf") else max(0.0, due - time.monotonic())
-
-    def _what_stays(self) -> str:
-        if not self._ready:
-            return "it was not enforcing yet; rules that it had made stay until `pellucid run` or `nft delete table inet pellucid`"
-        return (
-            "stopping. The kernel rules stay: pods with failureMode Closed are refused, all others pass without policy. "
-            "Cure: start `pellucid run` again; to give up the rules instead, `nft delete table inet pellucid`"
-        )
