@@ -14,16 +14,18 @@ MAX_STATUS = 200
 class Notifier:
     """Speaks to nobody where nobody asked. Never waits and never fails: a manager that does not read is no reason to stop."""
 
-    def __init__(self, environment: MutableMapping[str, str], pid: int) -> None:
+    def __init__(self, environment: MutableMapping[str, str], pid: int, relay: socket.socket | None = None) -> None:
         """Takes the protocol's variables out of environment: children are not to speak in this process's place.
 
-        watchdog_s: how often the manager wants to hear from this process at least; None: it does not ask. pid: this process.
+        watchdog_s: how often the manager wants to hear from this process at least; None: it does not ask. pid: the process that the manager
+        started. relay: of that process, if it is another one, which then speaks (guardian.Ward); it is the caller's.
         """
         address = environment.pop("NOTIFY_SOCKET", "")
         microseconds = environment.pop("WATCHDOG_USEC", "")
         meant = environment.pop("WATCHDOG_PID", "") in ("", str(pid))
         self._socket: socket.socket | None = None
-        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._address = address
+        self._relay = relay
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         asked = self._socket is not None and meant and microseconds.isascii() and microseconds.isdigit()
@@ -56,13 +58,21 @@ class Notifier:
     def _send(self, *lines: str) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), self._address)
+                if self._relay is not None:
+                    self._relay.send("\n".join((self._address, *lines)).encode())
+                else:
+                    self._socket.sendto("\n".join(lines).encode(), socket_address(self._address))
 
 
 def _status(text: str) -> str:
     return "STATUS=" + " ".join(text.split())[:MAX_STATUS]
 
 
-def from_environment() -> Notifier:
-    """To the manager that started this process."""
-    return Notifier(os.environ, os.getpid())
+def from_environment(main: int, relay: socket.socket) -> Notifier:
+    """To the manager that started process main, which passes on what is sent by relay."""
+    return Notifier(os.environ, main, relay)
+
+
+def socket_address(name: str) -> str:
+    """For sendto: what $NOTIFY_SOCKET names."""
+    return "\0" + name[1:] if name.startswith("@") else name

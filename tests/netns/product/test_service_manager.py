@@ -96,10 +96,10 @@ def test_systemd_hears_ready_when_it_enforces_and_nothing_while_a_process_hangs(
                 finally:
                     os.kill(ids[victim], signal.SIGCONT)
                 assert manager.fed_within(PATIENCE_S), f"after {victim} hung"
-            os.kill(ids["supervisor"], signal.SIGHUP)
+            os.kill(ids["guardian"], signal.SIGHUP)
             assert int(manager.until("RELOADING", "1")[-1]["MONOTONIC_USEC"]) > 0
             assert manager.until("READY", "1")[-1]["STATUS"] == "Flow file reopened"
-            os.kill(ids["supervisor"], signal.SIGTERM)
+            os.kill(ids["guardian"], signal.SIGTERM)
             manager.until("STOPPING", "1")
     figure(
         "systemd",
