@@ -89,6 +89,7 @@ class _Guardian:
 
     def _start(self) -> Ward | None:
         """A supervisor runs; in itself: what it has of this one."""
+        self._reap_strangers()
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
@@ -104,6 +105,12 @@ class _Guardian:
         self._selector.register(self._child, selectors.EVENT_READ, self._on_end)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
         return None
+
+    def _reap_strangers(self) -> None:
+        """As process 1 of a container it is the parent of what a killed supervisor has left."""
+        with contextlib.suppress(ChildProcessError):
+            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+                pass
 
     def _give_up_rights(self) -> None:
         """Once the first supervisor is there: it opens the state folder with all that this run was started with."""

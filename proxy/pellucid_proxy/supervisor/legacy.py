@@ -16,16 +16,19 @@ import msgspec
 from ..control import SetPolicy
 from .children import seqpacket_pair
 from .messages import Configured, Enforced
+from .notify import Manager
 
 MAX_PACKET = 1 << 20
 MAX_DESCRIPTORS = 8
 
 
 class Legacy(msgspec.Struct, frozen=True):
-    """configured: what the agent said of settings and node when the policy was enforced. enforced: of the policy, if its memfd is there."""
+    """configured: what the agent said of settings and node when the policy was enforced. enforced: of the policy, if its memfd is there.
+    manager: whom to tell."""
 
     configured: Configured
     enforced: Enforced | None
+    manager: Manager
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Found:
     """lock: of the state folder, and listeners: the holder's descriptors, as the policy's is."""
 
     configured: Configured
+    manager: Manager
     lock: int
     policy: Policy | None
     listeners: tuple[int, ...]
@@ -66,9 +70,11 @@ class Deposit:
     def filled(self) -> bool:
         return self._bytes() > 0
 
-    def leave(self, configured: Configured, lock: int, policy: Policy | None, listeners: Iterable[int]) -> None:
+    def leave(
+        self, configured: Configured, manager: Manager, lock: int, policy: Policy | None, listeners: Iterable[int]
+    ) -> None:
         """This and nothing else is in there, at no moment nothing. Copies of the descriptors are kept. Raises OSError."""
-        packet = msgspec.msgpack.encode(Legacy(configured, policy.enforced if policy else None))
+        packet = msgspec.msgpack.encode(Legacy(configured, policy.enforced if policy else None, manager))
         socket.send_fds(self._in, [packet], [lock, *([policy.memfd] if policy else []), *listeners])
         while self._bytes() > len(packet):
             self._out.recv(1)
@@ -86,7 +92,7 @@ class Deposit:
         legacy = msgspec.msgpack.decode(packet, type=Legacy)
         lock, *others = descriptors
         policy = Policy(legacy.enforced, others.pop(0)) if legacy.enforced else None
-        return Found(legacy.configured, lock, policy, tuple(others))
+        return Found(legacy.configured, legacy.manager, lock, policy, tuple(others))
 
     def withdraw(self) -> None:
         """It is empty."""

@@ -43,7 +43,7 @@ from .messages import (
     ToSupervisor,
     WorkerStarted,
 )
-from .notify import from_environment
+from .notify import Manager, from_environment
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
 from .slot import Slot
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 AGENT_GRACE_S = 10.0  # beyond the drain time, for taking the rules away
 AGENT_LATER_S = 0.25
+NAMED_S = 0.5  # for a predecessor to name this run to its service manager, who hears nothing of strangers
 WORKER_GRACE_S = 2.0  # from SIGTERM to SIGKILL, once the agent is gone
 
 _decoder = msgspec.msgpack.Decoder(ToSupervisor)
@@ -98,7 +99,7 @@ def _supervise(options: RunOptions, parts: Parts, ward: Ward) -> int:
                 log.info("another instance has taken over meanwhile")
                 return STOPPED
             return Supervisor(options, parts, give_up_rights(options), found.lock, ward, found=found).run()
-        inheritance = take_over(options.state, __version__) if options.takeover else None
+        inheritance = take_over(options.state, __version__, ward.guardian) if options.takeover else None
         if inheritance is None:
             lock = stack.enter_context(locked(options.state, ward.guardian))
         else:
@@ -148,6 +149,10 @@ class Supervisor:
         self._status: int | None = None  # set: the run is ending
         self._kill_at = float("inf")
         self._manager = from_environment(ward.guardian, ward.relay)
+        if found is not None:
+            self._manager.adopt(found.manager)
+        elif inheritance is not None and inheritance.manager.address:
+            self._manager.adopt(inheritance.manager)
         self._watchdog = Watchdog(self._manager)
 
     def run(self) -> int:
@@ -172,7 +177,7 @@ class Supervisor:
                 for _, start in due:
                     start()
                 if now >= self._watchdog.due:
-                    self._tell_agent(self._watchdog.ask(now))
+                    self._feed_watchdog(now)
                 if now >= self._kill_at:
                     self._kill_all()
         self._ward.deposit.withdraw()
@@ -240,8 +245,8 @@ class Supervisor:
                 self._on_configured(configured)
             case Ready(revision=revision):
                 self._on_ready(revision)
-            case Enforced() as enforced:
-                self._on_enforced(enforced, descriptors)
+            case Enforced() as enforced if descriptors:
+                self._on_enforced(enforced, descriptors[0])
             case Left(index=index):
                 for slot in [slot for slot in self._slots if slot.leaving and slot.index == index]:
                     slot.let_go()
@@ -285,29 +290,43 @@ class Supervisor:
 
     def _on_ready(self, revision: str) -> None:
         self._ready = self._serving = True
+        named = False  # by a predecessor, to its service manager
         log.info("ready: enforcing revision %s", revision)
         if self._successor is None:  # before Taken, after which the predecessor's name leads nowhere
             self._await_successor()
         if self._inheritance is not None:
             self._inheritance.taken()
+            named = bool(self._inheritance.manager.address)
             self._drop_inheritance()
             sign(self._lock, self._ward.guardian)
             log.info("the instance before this one has handed over; its live connections go on")
         self._leave_legacy()
-        self._manager.ready(f"Enforcing revision {revision}")
-        self._watchdog.start(time.monotonic())
+        if named:
+            self._start_later(NAMED_S, lambda: self._tell_ready(revision))
+        else:
+            self._tell_ready(revision)
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
 
-    def _on_enforced(self, enforced: Enforced, descriptors: list[int]) -> None:
-        (memfd,) = descriptors
+    def _on_enforced(self, enforced: Enforced, memfd: int) -> None:
         os.set_inheritable(memfd, False)
         if self._policy is not None:
             self._policy.close()
         self._policy = Policy(enforced, memfd)
         if self._serving:
             self._leave_legacy()
+
+    def _feed_watchdog(self, now: float) -> None:
+        if self._handed_over:
+            self._watchdog.feed(now)
+        else:
+            self._tell_agent(self._watchdog.ask(now))
+
+    def _tell_ready(self, revision: str) -> None:
+        if self._status is None:
+            self._manager.ready(f"Enforcing revision {revision}")
+            self._watchdog.start(time.monotonic())
 
     def _on_agent_end(self) -> None:
         assert self._agent is not None
@@ -480,7 +499,7 @@ class Supervisor:
         assert self._configured is not None
         listeners = (each.fileno() for each in self._listeners)
         try:
-            self._ward.deposit.leave(self._configured, self._lock, self._policy, listeners)
+            self._ward.deposit.leave(self._configured, self._manager.manager, self._lock, self._policy, listeners)
         except OSError as err:
             log.warning("the end of this process alone would end the run: %s", err)
 
@@ -516,9 +535,19 @@ class Supervisor:
         if self._agent is None and self._status is None:
             self._start_later(0.0, self._start_agent)
 
-    def hand_over(self) -> None:
-        """The rules are another's. Live connections may end in peace."""
+    @property
+    def manager(self) -> Manager:
+        """Who is told of this run."""
+        return self._manager.manager
+
+    def hand_over(self, main: int | None) -> None:
+        """The rules are another's. Live connections may end in peace. main: whose the service is from now on; None: it stays this one's."""
         self._handed_over = True
+        if main is None:
+            self._manager.status("Handed over; live connections go on")
+        else:
+            self._manager.hand_over(main)
+            self._watchdog.stop()
         self._ward.deposit.withdraw()
         self._status = STOPPED
         self._starts.clear()

@@ -8,7 +8,17 @@ import socket
 import time
 from collections.abc import MutableMapping
 
+import msgspec
+
 MAX_STATUS = 200
+
+
+class Manager(msgspec.Struct, frozen=True):
+    """A service manager that wants to hear of a run. address: as $NOTIFY_SOCKET names it, "": there is none. watchdog_s: how often at
+    least; None: it does not ask."""
+
+    address: str = ""
+    watchdog_s: float | None = None
 
 
 class Notifier:
@@ -27,9 +37,25 @@ class Notifier:
         self._address = address
         self._relay = relay
         if address.startswith(("/", "@")):
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            self._socket = _datagram_socket()
         asked = self._socket is not None and meant and microseconds.isascii() and microseconds.isdigit()
         self.watchdog_s = int(microseconds) / 1e6 if asked and int(microseconds) else None
+
+    @property
+    def manager(self) -> Manager:
+        return Manager(self._address, self.watchdog_s) if self._socket is not None else Manager()
+
+    def adopt(self, manager: Manager) -> None:
+        """Speak to that one from now on."""
+        self.close()
+        self._address, self.watchdog_s = manager.address, manager.watchdog_s
+        if manager.address:
+            self._socket = _datagram_socket()
+
+    def hand_over(self, main: int) -> None:
+        """Process main speaks in this one's place from now on, which says nothing more."""
+        self._send(f"MAINPID={main}", _status("Handed over"))
+        self.close()
 
     def ready(self, status: str) -> None:
         """The policy is enforced."""
@@ -62,6 +88,10 @@ class Notifier:
                     self._relay.send("\n".join((self._address, *lines)).encode())
                 else:
                     self._socket.sendto("\n".join(lines).encode(), socket_address(self._address))
+
+
+def _datagram_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
 
 def _status(text: str) -> str:

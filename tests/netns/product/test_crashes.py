@@ -21,7 +21,7 @@ SITE, FORBIDDEN, LATER = "site.example", "forbidden.example", "later.example"
 KILLS = 4
 PARALLEL = 4
 LONGEST_WAIT_S = {"supervisor": 1.0, "agent": 0.5, "worker0": 0.5}
-"""With the supervisor all workers start at once, on cores that the load has as well: alone on two cores it is under half of this."""
+"""With the supervisor all workers start at once, on cores that the load has as well: 0.2 to 0.5 s where nobody else has them."""
 RULES = f"""
   - {{name: site, match: {{destinations: [{{domain: {SITE}}}]}}, action: Allow}}
   - {{match: {{}}, action: Block}}

@@ -82,8 +82,9 @@ class Run:
 
     @property
     def errors(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode()
+        return os.pread(
+            self._log.fileno(), 1 << 20, 0
+        ).decode()  # not from the offset, which those who write have as well
 
     def close(self) -> None:
         self._process.kill()
