@@ -128,7 +128,10 @@ METRICS: dict[str, Metric] = {
         "agent",
     ),
     "process_restarts": Metric(
-        "counter", ("process",), "Processes of this run that ended and were started again: agent or worker.", "agent"
+        "counter",
+        ("process",),
+        "Processes of this run that ended and were started again: supervisor, agent or worker; the first's begins the others anew.",
+        "agent",
     ),
     "observers": Metric("gauge", (), "Who watches flow records now (pellucid observe -f).", "agent"),
     "build_info": Metric("gauge", ("version", "python", "engine"), "1; engine is compiled or uncompiled.", "agent"),

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -38,11 +38,12 @@ class SupervisorChannel:
         self._socket.setblocking(False)
         asyncio.get_running_loop().add_reader(descriptor, self._on_readable)
 
-    def send(self, message: ToSupervisor) -> None:
+    def send(self, message: ToSupervisor, descriptors: Sequence[int] = ()) -> None:
+        """descriptors: copies of them go along."""
         if self._socket.fileno() < 0:
             return
         with contextlib.suppress(ConnectionError):  # the supervisor is gone: stop_asked tells
-            self._socket.send(msgspec.msgpack.encode(message))
+            socket.send_fds(self._socket, [msgspec.msgpack.encode(message)], list(descriptors))
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:

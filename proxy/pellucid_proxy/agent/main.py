@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from pellucid_policy.compile import PolicySet
+from pellucid_policy.compile import PolicySet, encode
 
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
-from ..supervisor.messages import AgentConfig, Configured, Left, Ping, Pong, Ready, Stop, WorkerStarted
+from ..supervisor.messages import AgentConfig, Configured, Enforced, Left, Ping, Pong, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
+from ..worker_config import sealed_memfd
 from . import last_good, report
 from .channel import SupervisorChannel
 from .data_path import DataPath, node_addresses
@@ -75,9 +77,7 @@ class Agent:
         self._bringing_up: set[asyncio.Task[None]] = set()  # the loop itself holds no task
         self._hub = FlowHub(flows, self._workers.record_flows)
         self._channel = SupervisorChannel(config.channel, self._on_worker_started, self._on_reopen_flows, self._on_ping)
-        self._report = report.Report(
-            config.options, self._name, self._workers, flows, self._hub, config.ends, config.separation
-        )
+        self._report = report.Report(config, self._name, self._workers, flows, self._hub)
         self._explanations = Explanations(self._report, self._hub, node.addresses)
         self._answering: asyncio.Task[None] | None = None
         self._seen = fingerprint(config.options.policy)
@@ -205,6 +205,7 @@ class Agent:
         problems = await self._enforcer.enforce(accepted.policy)
         if problems:
             raise Refusal("; ".join(problems))
+        self._tell_enforced(accepted.policy)
         self._report.repairs = Repairs(
             self._enforcer,
             self._settings.repairs_a_minute,
@@ -214,6 +215,15 @@ class Agent:
         self._report.phase = report.ENFORCING
         await self._keep(accepted)
         self._channel.send(Ready(accepted.policy.revision))
+
+    def _tell_enforced(self, policy: PolicySet) -> None:
+        """The supervisor has what workers need that start without an agent."""
+        content = encode(policy)
+        memfd = sealed_memfd("pellucid-policy", content)
+        try:
+            self._channel.send(Enforced(policy.revision, len(content)), [memfd])
+        finally:
+            os.close(memfd)
 
     async def _on_addresses_changed(self) -> None:
         addresses = await asyncio.to_thread(self._node.addresses)
@@ -263,6 +273,7 @@ class Agent:
             if problems:
                 self._refuse(problems)
                 return False
+            self._tell_enforced(accepted.policy)
             self._report.applied(time.time() - written)
             log.info("enforcing revision %s", accepted.policy.revision)
         elif self._report.problems:

@@ -13,10 +13,9 @@ from .. import __version__
 from ..control import Series
 from ..engine.relay import compiled
 from ..metrics import METRICS
-from ..rights.users import Separation
 from ..session.desk import Histogram
 from ..settings import NodeSettings
-from ..supervisor.options import RunOptions
+from ..supervisor.messages import AgentConfig
 from .data_path import conntrack_series, conntrack_use
 from .enforcer import Enforcer
 from .flow_hub import FlowHub
@@ -38,13 +37,11 @@ class Report:
 
     def __init__(
         self,
-        options: RunOptions,
+        config: AgentConfig,
         node: str,
         workers: Workers,
         flows: FlowFile | None,
         hub: FlowHub,
-        agent_ends: int,
-        separation: Separation,
     ) -> None:
         self.phase = STARTING
         self.source = FOLDER
@@ -52,14 +49,14 @@ class Report:
         self.settings: NodeSettings | None = None
         self.enforcer: Enforcer | None = None
         self.repairs: Repairs | None = None
-        self._options = options
-        self._folder = os.path.abspath(options.policy)
+        self._config = config
+        self._options = config.options
+        self._folder = os.path.abspath(config.options.policy)
         self._node = node
         self._workers = workers
         self._flows = flows
         self._hub = hub
-        self._agent_ends = agent_ends
-        self._separation = separation
+        self._separation = config.separation
         self._started_at = time.monotonic()
         self._last_apply_s: float | None = None
         self._apply_seconds = Histogram("policy_apply_seconds")
@@ -115,7 +112,7 @@ class Report:
         return NodeStatus(
             version=__version__,
             node=self._node,
-            pid=os.getppid(),
+            pid=self._config.run,
             phase=self.phase,
             revision=self.revision,
             source=self.source,
@@ -148,7 +145,8 @@ class Report:
             Series("build_info", "gauge", (__version__, platform.python_version(), ENGINE_FORM), 1),
             Series("policy_problems", "gauge", (), len(self.problems)),
             self._apply_seconds.series(),
-            Series("process_restarts", "counter", ("agent",), self._agent_ends),
+            Series("process_restarts", "counter", ("supervisor",), self._config.supervisor_ends),
+            Series("process_restarts", "counter", ("agent",), self._config.ends),
             Series("process_restarts", "counter", ("worker",), sum(link.ends for link in self._workers.links)),
         ]
         found += self._hub.series()

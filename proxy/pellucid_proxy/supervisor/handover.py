@@ -28,6 +28,7 @@ import msgspec
 
 from ..settings import NodeSettings
 from .messages import UNREADABLE
+from .notify import Manager
 from .options import Refusal
 
 NAME = "handover.sock"
@@ -43,21 +44,26 @@ T = TypeVar("T")
 
 
 class TakeOver(msgspec.Struct, tag=True, frozen=True):
-    """Successor to predecessor: I speak these protocols. version: for the log."""
+    """Successor to predecessor: I speak these protocols. version: for the log. run: the process that is the successor's run; 0: the other
+    end of this connection. invocation: $INVOCATION_ID, if a service manager has started it."""
 
     protocols: tuple[int, ...]
     version: str
+    run: int = 0
+    invocation: str = ""
 
 
 class Offer(msgspec.Struct, tag=True, frozen=True):
     """Predecessor to successor, with descriptors: the lock of the state folder, then the listeners.
 
-    workers: how many OfferedWorker follow."""
+    workers: how many OfferedWorker follow. manager: the service manager that knows the successor as the service's main process from
+    Taken on; none where it has one of its own."""
 
     protocol: int
     version: str
     settings: NodeSettings
     workers: int
+    manager: Manager = Manager()
 
 
 class OfferedWorker(msgspec.Struct, tag=True, frozen=True):
@@ -113,6 +119,7 @@ class Inheritance:
     lock: int
     listeners: tuple[int, ...]
     workers: tuple[InheritedWorker, ...]
+    manager: Manager
 
     def taken(self) -> None:
         """Tell the predecessor that its work is done."""
@@ -120,7 +127,7 @@ class Inheritance:
             self.connection.send(msgspec.msgpack.encode(Taken()))
 
 
-def take_over(state: str, version: str) -> Inheritance | None:
+def take_over(state: str, version: str, run: int = 0) -> Inheritance | None:
     """Everything that the instance with this state folder has; its agent has ended then. None if no instance runs.
 
     Raises Refusal; then the instance goes on as before.
@@ -132,7 +139,11 @@ def take_over(state: str, version: str) -> Inheritance | None:
     try:
         refuse_strangers(connection)
         connection.settimeout(PATIENCE_S)
-        connection.send(msgspec.msgpack.encode(TakeOver(PROTOCOLS, version)))
+        connection.send(
+            msgspec.msgpack.encode(
+                TakeOver(PROTOCOLS, version, run, invocation() if "NOTIFY_SOCKET" in os.environ else "")
+            )
+        )
         inheritance = _inherit(connection, received)
         connection.send(msgspec.msgpack.encode(Yield()))
         _receive(connection, Yielded, received)
@@ -178,7 +189,9 @@ def _inherit(connection: socket.socket, received: list[int]) -> Inheritance:
         if len(ends) != 1 + worker.has_flows:
             raise Refusal("--takeover: a worker was offered without its descriptors; stop the instance and start anew")
         workers.append(InheritedWorker(ends[0], ends[1] if worker.has_flows else -1))
-    return Inheritance(connection, offer.settings, descriptors[0], tuple(descriptors[1:]), tuple(workers))
+    return Inheritance(
+        connection, offer.settings, descriptors[0], tuple(descriptors[1:]), tuple(workers), offer.manager
+    )
 
 
 def _receive(connection: socket.socket, kind: type[T], received: list[int]) -> tuple[T, list[int]]:
@@ -262,10 +275,22 @@ def say(connection: socket.socket, message: ToSuccessor, descriptors: Sequence[i
     return True
 
 
+def invocation() -> str:
+    """Of the service whose process this is; "": of none."""
+    return os.environ.get("INVOCATION_ID", "")
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user of the other end, when it connected (unix(7), SO_PEERCRED)."""
+    process, user, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return process, user
+
+
 def refuse_strangers(connection: socket.socket) -> None:
     """Raises Refusal unless the other end runs as root or as this process's user (unix(7), SO_PEERCRED)."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
+    _, user = peer(connection)
     if user not in (0, os.geteuid()):
         raise Refusal(f"--takeover: the other end runs as user {user}; only root and user {os.geteuid()} may")
 

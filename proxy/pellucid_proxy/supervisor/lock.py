@@ -11,10 +11,11 @@ from .options import Refusal
 
 
 @contextlib.contextmanager
-def locked(state: str) -> Iterator[int]:
+def locked(state: str, run: int | None = None) -> Iterator[int]:
     """Holds the state folder for this process, making it (mode 0700) if it is missing; yields the descriptor that holds the lock.
 
-    The kernel lets go of the lock when the last process that has the descriptor ends, however it ends. Raises Refusal naming the holder.
+    run: the process that its file names as the holder; by default this one. The kernel lets go of the lock when the last process that has
+    the descriptor ends, however it ends. Raises Refusal naming the holder.
     """
     path = os.path.join(state, "lock")
     try:
@@ -28,17 +29,21 @@ def locked(state: str) -> Iterator[int]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise Refusal(
-                f"--state: pellucid already runs with {state}, as process {holder}; stop it, or give another folder"
+                f"--state: pellucid already runs with {state}, as process {holder(fd) or 'unknown'}; stop it, or give another folder"
             ) from err
-        sign(fd)
+        sign(fd, os.getpid() if run is None else run)
         yield fd
     finally:
         os.close(fd)
 
 
-def sign(fd: int) -> None:
-    """The lock's file names this process as the holder."""
+def sign(fd: int, run: int) -> None:
+    """The lock's file names process run as the holder."""
     os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    os.pwrite(fd, b"%d\n" % run, 0)
+
+
+def holder(fd: int) -> str:
+    """The process that the lock's file names; "": none."""
+    return os.pread(fd, 32, 0).decode("ascii", "replace").strip()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from .. import __version__
-from ..control import Drain
+from ..control import Drain, RecordFlows
 from ..rights.users import Separation
 from ..settings import NodeSettings
 from ..worker_config import WorkerConfig
@@ -23,14 +23,17 @@ from . import logs
 from .backoff import Backoff
 from .children import Child, flow_pipe, how_it_ended, seqpacket_pair, spawn
 from .giving_up import give_up_rights
-from .handover import Inheritance, InheritedWorker, take_over
+from .guardian import CRASHED, Ward, guard
+from .handover import Inheritance, take_over
+from .legacy import Found, Policy
 from .listeners import open_listeners
-from .lock import locked, sign
+from .lock import holder, locked, sign
 from .messages import (
     MAX_PACKET,
     UNREADABLE,
     AgentConfig,
     Configured,
+    Enforced,
     Left,
     Pong,
     Ready,
@@ -40,15 +43,19 @@ from .messages import (
     ToSupervisor,
     WorkerStarted,
 )
-from .notify import from_environment
+from .notify import Manager, from_environment
 from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
+from .slot import Slot
 from .successor import Successor
 from .watchdog import Watchdog
+from .what_stays import what_stays
 
 log = logging.getLogger(__name__)
 
 AGENT_GRACE_S = 10.0  # beyond the drain time, for taking the rules away
+AGENT_LATER_S = 0.25
+NAMED_S = 0.5  # for a predecessor to name this run to its service manager, who hears nothing of strangers
 WORKER_GRACE_S = 2.0  # from SIGTERM to SIGKILL, once the agent is gone
 
 _decoder = msgspec.msgpack.Decoder(ToSupervisor)
@@ -66,45 +73,39 @@ class Parts:
 def run(options: RunOptions, parts: Parts = Parts()) -> int:
     """Enforce the policy until SIGTERM or SIGINT, or until it turns out that it cannot be; returns the exit status (options.py).
 
-    Once it is enforced, an agent or worker that ends is started again. The first signal drains: live connections go on for
-    options.drain_s; the second ends at once. SIGHUP reopens the flow file.
-    To be called in the main thread.
+    Once it is enforced, a process that ends is started again: what returns then is a child of the process that called (guardian.py), which
+    ends with that status. The first signal drains: live connections go on for options.drain_s; the second ends at once. SIGHUP reopens
+    the flow file. To be called in the main thread, where there is no other.
     """
+    logs.start("guardian", options.log_level)
+    ward = guard()
+    logs.start("supervisor", options.log_level)
     try:
-        logs.start("supervisor", options.log_level)
-        inheritance = take_over(options.state, __version__) if options.takeover else None
-        with contextlib.ExitStack() as stack:
-            if inheritance is None:
-                lock = stack.enter_context(locked(options.state))
-            else:
-                lock = inheritance.lock
-                stack.callback(os.close, lock)
-            return Supervisor(options, parts, give_up_rights(options), lock, inheritance).run()
+        return _supervise(options, parts, ward)
     except Refusal as refusal:
         log.error("%s", refusal)
         return refusal.status
+    except Exception:
+        log.exception("a fault of the supervisor")
+        return CRASHED
 
 
-class Slot:
-    """One worker, whichever process it is. control and flows: the agent's ends of its channel and of its pipe (-1: none), kept open
-    here: what is in them waits for the next agent when one ends. inherited: it is leaving, and no child of ours."""
-
-    def __init__(self, index: int, inherited: InheritedWorker | None = None) -> None:
-        self.index = index
-        self.leaving = inherited is not None
-        self.child: Child | None = None
-        self.control = None if inherited is None else socket.socket(fileno=inherited.control)
-        self.flows = -1 if inherited is None else inherited.flows
-        self.backoff = Backoff()
-
-    def let_go(self) -> None:
-        """Close the agent's ends; may be called twice."""
-        if self.control is not None:
-            self.control.close()
-            self.control = None
-        if self.flows >= 0:
-            os.close(self.flows)
-            self.flows = -1
+def _supervise(options: RunOptions, parts: Parts, ward: Ward) -> int:
+    with contextlib.ExitStack() as stack:
+        found = ward.deposit.find()
+        if found is not None:
+            stack.callback(os.close, found.lock)
+            if holder(found.lock) != str(ward.guardian):
+                log.info("another instance has taken over meanwhile")
+                return STOPPED
+            return Supervisor(options, parts, give_up_rights(options), found.lock, ward, found=found).run()
+        inheritance = take_over(options.state, __version__, ward.guardian) if options.takeover else None
+        if inheritance is None:
+            lock = stack.enter_context(locked(options.state, ward.guardian))
+        else:
+            lock = inheritance.lock
+            stack.callback(os.close, lock)
+        return Supervisor(options, parts, give_up_rights(options), lock, ward, inheritance).run()
 
 
 class Supervisor:
@@ -116,33 +117,42 @@ class Supervisor:
         parts: Parts,
         separation: Separation,
         lock: int,
+        ward: Ward,
         inheritance: Inheritance | None = None,
+        found: Found | None = None,
     ) -> None:
-        """lock: of the state folder, the caller's."""
+        """lock: of the state folder, the caller's. found: what a supervisor of this run before this one has left."""
         self._options = options
         self._separation = separation
         self._parts = parts
         self._lock = lock
+        self._ward = ward
         self._inheritance = inheritance  # until it is ours for good
         self._successor: Successor | None = None  # who may take it over in turn, once there is something to take
         self._handed_over = False  # it did: what is left are workers with connections
         self._selector = selectors.DefaultSelector()
         self._channel: socket.socket | None = None  # to the agent
-        self._listeners = tuple(socket.socket(fileno=fd) for fd in inheritance.listeners) if inheritance else ()
+        given = inheritance or found
+        self._listeners = tuple(socket.socket(fileno=fd) for fd in given.listeners) if given else ()
         self._agent: Child | None = None
         self._agent_backoff = Backoff()
-        self._configured: Configured | None = None
+        self._configured = found.configured if found else None
+        self._policy = found.policy if found else None  # what was enforced last
         self._knows_workers = False  # the agent at hand has been told of them
         self._serving = False  # the agent at hand is ready
         self._slots: list[Slot] = []
         self._starts: list[tuple[float, Callable[[], None]]] = []  # when, and of what
-        self._ready = False  # enforced, once
+        self._ready = found is not None  # enforced, once
         self._asked_to_stop = 0
         self._stop_later: Stop | None = None  # for an agent that is not ready again yet
         self._spare = True  # an agent that somebody else kills while it stops has a successor, once
         self._status: int | None = None  # set: the run is ending
         self._kill_at = float("inf")
-        self._manager = from_environment()
+        self._manager = from_environment(ward.guardian, ward.relay)
+        if found is not None:
+            self._manager.adopt(found.manager)
+        elif inheritance is not None and inheritance.manager.address:
+            self._manager.adopt(inheritance.manager)
         self._watchdog = Watchdog(self._manager)
 
     def run(self) -> int:
@@ -151,7 +161,12 @@ class Supervisor:
             stack.enter_context(signals_to(self._selector, self._on_signal))
             if self._inheritance is not None:
                 self._selector.register(self._inheritance.connection, selectors.EVENT_READ, self._on_predecessor)
-            self._start_agent()
+            if self._configured is None:
+                self._start_agent()
+            else:
+                self._start_again(self._configured.settings.workers)
+            for number in self._ward.asked:
+                self._on_signal(number)
             while self._children() or self._starts:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
@@ -162,9 +177,10 @@ class Supervisor:
                 for _, start in due:
                     start()
                 if now >= self._watchdog.due:
-                    self._tell_agent(self._watchdog.ask(now))
+                    self._feed_watchdog(now)
                 if now >= self._kill_at:
                     self._kill_all()
+        self._ward.deposit.withdraw()
         return FAILED if self._status is None else self._status
 
     # Events
@@ -213,7 +229,7 @@ class Supervisor:
     def _on_channel(self) -> None:
         assert self._channel is not None
         try:
-            packet = self._channel.recv(MAX_PACKET)
+            packet, descriptors, _, _ = socket.recv_fds(self._channel, MAX_PACKET, 1)
         except (BlockingIOError, ConnectionError):
             return
         if not packet:  # the agent's end is closed: its pidfd tells the rest
@@ -229,6 +245,8 @@ class Supervisor:
                 self._on_configured(configured)
             case Ready(revision=revision):
                 self._on_ready(revision)
+            case Enforced() as enforced if descriptors:
+                self._on_enforced(enforced, descriptors[0])
             case Left(index=index):
                 for slot in [slot for slot in self._slots if slot.leaving and slot.index == index]:
                     slot.let_go()
@@ -272,19 +290,43 @@ class Supervisor:
 
     def _on_ready(self, revision: str) -> None:
         self._ready = self._serving = True
+        named = False  # by a predecessor, to its service manager
         log.info("ready: enforcing revision %s", revision)
         if self._successor is None:  # before Taken, after which the predecessor's name leads nowhere
             self._await_successor()
         if self._inheritance is not None:
             self._inheritance.taken()
+            named = bool(self._inheritance.manager.address)
             self._drop_inheritance()
-            sign(self._lock)
+            sign(self._lock, self._ward.guardian)
             log.info("the instance before this one has handed over; its live connections go on")
-        self._manager.ready(f"Enforcing revision {revision}")
-        self._watchdog.start(time.monotonic())
+        self._leave_legacy()
+        if named:
+            self._start_later(NAMED_S, lambda: self._tell_ready(revision))
+        else:
+            self._tell_ready(revision)
         if self._stop_later is not None:
             stop, self._stop_later = self._stop_later, None
             self._tell_agent(stop)
+
+    def _on_enforced(self, enforced: Enforced, memfd: int) -> None:
+        os.set_inheritable(memfd, False)
+        if self._policy is not None:
+            self._policy.close()
+        self._policy = Policy(enforced, memfd)
+        if self._serving:
+            self._leave_legacy()
+
+    def _feed_watchdog(self, now: float) -> None:
+        if self._handed_over:
+            self._watchdog.feed(now)
+        else:
+            self._tell_agent(self._watchdog.ask(now))
+
+    def _tell_ready(self, revision: str) -> None:
+        if self._status is None:
+            self._manager.ready(f"Enforcing revision {revision}")
+            self._watchdog.start(time.monotonic())
 
     def _on_agent_end(self) -> None:
         assert self._agent is not None
@@ -315,9 +357,11 @@ class Supervisor:
             told = status in (FAILED, BAD_POLICY, REFUSED)  # it has said why
             self._status = status if told else FAILED
             if not told:
-                log.error("agent %d %s; %s", agent.process.pid, how_it_ended(status), self._what_stays())
+                log.error("agent %d %s; %s", agent.process.pid, how_it_ended(status), what_stays(self._ready))
         elif status != 0 and self._status == STOPPED:
-            log.error("agent %d %s while it stopped; %s", agent.process.pid, how_it_ended(status), self._what_stays())
+            log.error(
+                "agent %d %s while it stopped; %s", agent.process.pid, how_it_ended(status), what_stays(self._ready)
+            )
             self._status = FAILED
         for slot in self._slots:
             if slot.child is not None:
@@ -338,7 +382,7 @@ class Supervisor:
             self._stop(None, Stop(0.0, keep_rules=True))  # the agent ended it, and says by its own end why
         elif not self._ready:
             log.error(
-                "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), self._what_stays()
+                "%s, process %d, %s; %s", worker.name, worker.process.pid, how_it_ended(status), what_stays(self._ready)
             )
             self._stop(FAILED, Stop(0.0, keep_rules=True))
         else:
@@ -369,10 +413,20 @@ class Supervisor:
             takes_over=takes_over,
             ends=self._agent_backoff.ends,
             separation=self._separation,
+            run=self._ward.guardian,
+            supervisor_ends=self._ward.ends,
         )
         with agent_end:
             self._agent = spawn("agent", self._parts.agent, config, [agent_end.fileno()])
         self._selector.register(self._agent.pidfd, selectors.EVENT_READ, self._on_agent_end)
+
+    def _start_again(self, workers: int) -> None:
+        """As far as the supervisor before this one was. Connections wait for workers, and nothing for an agent, which takes the CPU for
+        longer than they do."""
+        for index in range(workers):
+            self._slots.append(Slot(index))
+            self._start_worker(self._slots[-1])
+        self._start_later(AGENT_LATER_S, self._start_agent)
 
     def _start_worker(self, slot: Slot) -> None:
         if slot.child is not None:
@@ -400,6 +454,14 @@ class Supervisor:
         self._selector.register(slot.child.pidfd, selectors.EVENT_READ, lambda: self._on_worker_end(slot))
         if self._knows_workers:
             self._introduce(slot)
+        if not self._serving and self._policy is not None:
+            self._bring_up(slot.control, self._policy)
+
+    def _bring_up(self, control: socket.socket, policy: Policy) -> None:
+        """The worker need not wait for an agent, which takes a while to start."""
+        with contextlib.suppress(ConnectionError):  # it has ended: its pidfd tells
+            control.send(msgspec.msgpack.encode(RecordFlows(self._options.flows is not None)))
+            policy.give(control)
 
     def _introduce(self, slot: Slot) -> None:
         """Tell the agent of a worker; one that is not there is told of when it is."""
@@ -431,6 +493,15 @@ class Supervisor:
             ConnectionError, BlockingIOError
         ):  # it has ended: its pidfd tells; or hangs: _kill_at ends it
             socket.send_fds(self._channel, [msgspec.msgpack.encode(message)], descriptors or [])
+
+    def _leave_legacy(self) -> None:
+        """Should this process be killed, the next one goes on with it. Only now: from here on the rules are this run's."""
+        assert self._configured is not None
+        listeners = (each.fileno() for each in self._listeners)
+        try:
+            self._ward.deposit.leave(self._configured, self._manager.manager, self._lock, self._policy, listeners)
+        except OSError as err:
+            log.warning("the end of this process alone would end the run: %s", err)
 
     # Handing over to a successor (successor.py asks for these)
 
@@ -464,9 +535,20 @@ class Supervisor:
         if self._agent is None and self._status is None:
             self._start_later(0.0, self._start_agent)
 
-    def hand_over(self) -> None:
-        """The rules are another's. Live connections may end in peace."""
+    @property
+    def manager(self) -> Manager:
+        """Who is told of this run."""
+        return self._manager.manager
+
+    def hand_over(self, main: int | None) -> None:
+        """The rules are another's. Live connections may end in peace. main: whose the service is from now on; None: it stays this one's."""
         self._handed_over = True
+        if main is None:
+            self._manager.status("Handed over; live connections go on")
+        else:
+            self._manager.hand_over(main)
+            self._watchdog.stop()
+        self._ward.deposit.withdraw()
         self._status = STOPPED
         self._starts.clear()
         for slot in self._slots:
@@ -514,6 +596,8 @@ class Supervisor:
         self._drop_inheritance()
         if self._successor is not None:
             self._successor.close()
+        if self._policy is not None:
+            self._policy.close()
         for listener in self._listeners:
             listener.close()
         self._selector.close()
@@ -529,11 +613,3 @@ class Supervisor:
         successor = self._successor.due if self._successor else float("inf")
         due = min([self._kill_at, self._watchdog.due, successor, *(at for at, _ in self._starts)])
         return None if due == float("inf") else max(0.0, due - time.monotonic())
-
-    def _what_stays(self) -> str:
-        if not self._ready:
-            return "it was not enforcing yet; rules that it had made stay until `pellucid run` or `nft delete table inet pellucid`"
-        return (
-            "stopping. The kernel rules stay: pods with failureMode Closed are refused, all others pass without policy. "
-            "Cure: start `pellucid run` again; to give up the rules instead, `nft delete table inet pellucid`"
-        )

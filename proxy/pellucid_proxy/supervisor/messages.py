@@ -14,11 +14,12 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
-    """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor.
+    """What the agent gets at its start, beside its end of the pair. parent: process id of the supervisor; run: of its guardian.
 
     running: None at the start of a run; else an agent before this one ended, workers enforce its policy and have these settings,
     and the kernel has its rules. takes_over: that agent was a predecessor's: settings may differ from its, as far as live sockets
-    do not carry them. ends: how many agents of this run ended so far. separation: of the workers."""
+    do not carry them. ends: how many agents of this run ended so far, and supervisor_ends how
+    many supervisors (then the count of agents begins anew). separation: of the workers."""
 
     options: RunOptions
     channel: int
@@ -27,6 +28,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     takes_over: bool = False
     ends: int = 0
     separation: Separation = Separation()
+    run: int = 0
+    supervisor_ends: int = 0
 
 
 class Configured(msgspec.Struct, tag=True, frozen=True):
@@ -44,6 +47,14 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     """Agent to supervisor: revision is enforced."""
 
     revision: str
+
+
+class Enforced(msgspec.Struct, tag=True, frozen=True):
+    """Agent to supervisor, with a memfd of size bytes: the policy that is in force now, as SetPolicy has it for workers. The supervisor
+    does not read it: it is for workers that are started while there is no agent."""
+
+    revision: str
+    size: int
 
 
 class Left(msgspec.Struct, tag=True, frozen=True):
@@ -92,5 +103,5 @@ class Pong(msgspec.Struct, tag=True, frozen=True):
     workers: tuple[int, ...]
 
 
-ToSupervisor = Configured | Ready | Left | Pong
+ToSupervisor = Configured | Ready | Enforced | Left | Pong
 ToAgent = WorkerStarted | Stop | ReopenFlows | Ping

@@ -9,23 +9,25 @@ import socket
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def signals_to(selector: selectors.BaseSelector, handle: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP become events of the selector; the previous handlers come back at the end."""
+    """NUMBERS become events of the selector, those that were blocked so far as well; the previous handlers come back at the end."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    previous = {number: signal.signal(number, _noted) for number in numbers}
+    previous = {number: signal.signal(number, _noted) for number in NUMBERS}
     previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
     def read() -> None:
         for number in reader.recv(64):
-            if number in numbers:
+            if number in NUMBERS:
                 handle(number)
 
     selector.register(reader, selectors.EVENT_READ, read)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
     try:
         yield
     finally:

@@ -23,8 +23,11 @@ from .handover import (
     Yielded,
     common_protocol,
     heard,
+    invocation,
+    peer,
     say,
 )
+from .notify import Manager
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,10 @@ class Owner(Protocol):
 
     def take_back(self) -> None: ...
 
-    def hand_over(self) -> None: ...
+    def hand_over(self, main: int | None) -> None: ...
+
+    @property
+    def manager(self) -> Manager: ...
 
 
 class Successor:
@@ -60,6 +66,7 @@ class Successor:
         self._selector = selector
         self._owner = owner
         self._connection: socket.socket | None = None
+        self._main: int | None = None
         self._take_by = float("inf")
         self._afterwards: list[Callable[[], None]] = []
         selector.register(self._door.listener, selectors.EVENT_READ, self._on_knock)
@@ -143,7 +150,11 @@ class Successor:
             return
         settings, descriptors, workers = self._owner.estate()
         log.info("version %s takes over", asked.version)
-        told = say(connection, Offer(protocol, __version__, settings, len(workers)), descriptors)
+        # Another service has a manager of its own: two services cannot have one main process.
+        own = asked.invocation not in ("", invocation())
+        self._main = None if own else asked.run or peer(connection)[0]
+        manager = Manager() if own else self._owner.manager
+        told = say(connection, Offer(protocol, __version__, settings, len(workers), manager), descriptors)
         for control, flows in workers:
             told = told and say(connection, OfferedWorker(flows >= 0), [control, flows] if flows >= 0 else [control])
         if not told:
@@ -153,7 +164,7 @@ class Successor:
         log.info("handed over; live connections go on here until they end")
         self.holds = False
         self.close()
-        self._owner.hand_over()
+        self._owner.hand_over(self._main)
         self._through()
 
     def _lost(self) -> None:

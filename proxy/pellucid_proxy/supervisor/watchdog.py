@@ -27,6 +27,15 @@ class Watchdog:
         if self._every_s != float("inf") and self.due == float("inf"):
             self.due = now
 
+    def feed(self, now: float) -> None:
+        """There is no agent any more to ask, and only live connections to wait for: that this process lives is all there is to tell."""
+        self.due = now + self._every_s
+        self._manager.alive()
+
+    def stop(self) -> None:
+        """Somebody else tells."""
+        self.due = float("inf")
+
     def ask(self, now: float) -> Ping:
         """What to send to the agent now. An answer to an earlier one counts no more."""
         self._number += 1

@@ -182,22 +182,31 @@ def wait_for_records(instance: Instance, count: int, timeout_s: float = 5.0) -> 
 
 
 def process_ids(instance: Instance) -> dict[str, int]:
-    """The processes of a run: supervisor, agent, worker0, worker1 …"""
+    """The processes of a run: guardian, supervisor, agent, worker0, worker1 …"""
     assert instance._process is not None
-    supervisor = instance._process.pid
-    found = {"supervisor": supervisor}
+    guardian = instance._process.pid
+    found = {"guardian": guardian}
     workers = 0
-    for child in map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()):
-        try:
-            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        except OSError:  # it ended since its parent's children were listed
-            continue
-        if b"pellucid_proxy.agent" in words:
-            found["agent"] = child
-        elif b"pellucid_proxy.worker" in words:
-            found[f"worker{workers}"] = child
-            workers += 1
+    for supervisor in _children(guardian):
+        found["supervisor"] = supervisor
+        for child in _children(supervisor):
+            try:
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            except OSError:  # it ended since its parent's children were listed
+                continue
+            if b"pellucid_proxy.agent" in words:
+                found["agent"] = child
+            elif b"pellucid_proxy.worker" in words:
+                found[f"worker{workers}"] = child
+                workers += 1
     return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:  # it has ended
+        return []
 
 
 def gone(pid: int) -> bool:

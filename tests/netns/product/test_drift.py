@@ -432,7 +432,7 @@ def test_drift_is_repaired_while_it_drains(tmp_path: Path) -> None:
         before = stage.left_behind()
         with stage.run("--workers", "1", drain_s=60.0) as instance:
             with TlsSession(stage["a"], stage["web"].ipv4, 443, SITE) as live:
-                os.kill(process_ids(instance)["supervisor"], signal.SIGTERM)
+                os.kill(process_ids(instance)["guardian"], signal.SIGTERM)
                 assert eventually(
                     lambda: "chain prerouting" in held(stage)[0] and "chain judge" not in held(stage)[0], 20.0
                 )

@@ -75,10 +75,10 @@ def test_what_live_sockets_carry_cannot_change_in_a_hand_over(tmp_path: Path) ->
     with Stage(tmp_path) as stage:
         stage.write("policy.yaml", RULES)
         with stage.run() as instance:
-            rules, supervisor = _rules(stage), process_ids(instance)["supervisor"]
+            rules, run = _rules(stage), process_ids(instance)["guardian"]
             with pytest.raises(NotReady, match="--takeover: ipv6: is True, False is asked for"):
                 instance.successor("--scope", stage["a"].ipv4).__enter__()
-            assert eventually(lambda: _serves(instance, supervisor), PATIENCE_S), instance.log_end()
+            assert eventually(lambda: _serves(instance, run), PATIENCE_S), instance.log_end()
             assert _rules(stage) == rules
 
 
@@ -113,7 +113,7 @@ def test_a_successor_killed_on_its_way_costs_nothing(tmp_path: Path, point: str)
                 assert eventually(lambda: point in process_ids(heir), PATIENCE_S)
             kill(process_ids(heir)["supervisor"])
             if "handed over" not in instance.log.read_text():
-                assert eventually(lambda: _serves(instance, old["supervisor"]), PATIENCE_S), instance.log_end()
+                assert eventually(lambda: _serves(instance, old["guardian"]), PATIENCE_S), instance.log_end()
                 assert _rules(stage) == rules
                 before = server.accepted
                 assert eventually(lambda: server.accepted > before + 50, PATIENCE_S)
@@ -132,9 +132,9 @@ def _records_of_streams(instance: Instance) -> int:
     return sum(record["destination"]["port"] == 443 for record in records(instance))
 
 
-def _serves(instance: Instance, supervisor: int) -> bool:
+def _serves(instance: Instance, run: int) -> bool:
     try:
         told = read_status(str(instance.state))
     except NotRunning:
         return False
-    return told.phase == "enforcing" and told.pid == supervisor
+    return told.phase == "enforcing" and told.pid == run

@@ -23,9 +23,9 @@ RULES = f"""
 POLICIES = policy(RULES, name="closed", pod="closed") + policy(RULES, name="open", pod="open", spec="failureMode: Open")
 
 
-@pytest.mark.parametrize("first", ["all", "supervisor"])
+@pytest.mark.parametrize("first", ["all", "guardian"])
 def test_no_packet_of_a_closed_pod_passes_and_open_pods_are_counted(tmp_path: Path, figure: Figure, first: str) -> None:
-    """first: who is killed; who is left then must not open the way while it ends. Agents and workers alone are started again:
+    """first: who is killed; who is left then must not open the way while it ends. All others alone are started again:
     test_crashes.py."""
     with (
         Stage(tmp_path, pods=("closed", "open")) as stage,
@@ -37,7 +37,7 @@ def test_no_packet_of_a_closed_pod_passes_and_open_pods_are_counted(tmp_path: Pa
         stage.write("policy.yaml", POLICIES)
         instance = stage.run("--workers", "2").__enter__()
         pids = process_ids(instance)
-        assert sorted(pids) == ["agent", "supervisor", "worker0", "worker1"]
+        assert sorted(pids) == ["agent", "guardian", "supervisor", "worker0", "worker1"]
         with (
             Load(closed, web.addresses, 80, SITE, parallel=4) as load,
             Load(closed, stage["other"].addresses, 80, FORBIDDEN) as knocking,

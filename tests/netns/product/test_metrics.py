@@ -191,10 +191,10 @@ def test_a_reader_of_flows_that_stops_reading_delays_nobody(tmp_path: Path, figu
                 assert eventually(all_read, 10.0), (lines, opened + 50)
                 with Load(a, web.addresses, 80, SITE, parallel=4):
                     assert eventually(lambda: server.accepted > opened + 600, 30.0)
-                supervisor = process_ids(instance)["supervisor"]
+                guardian = process_ids(instance)["guardian"]
                 begun = time.monotonic()
-                os.kill(supervisor, signal.SIGTERM)
-                assert eventually(lambda: gone(supervisor), 10.0)
+                os.kill(guardian, signal.SIGTERM)
+                assert eventually(lambda: gone(guardian), 10.0)
                 stopped_s = time.monotonic() - begun
                 assert instance.stop() == 0
             figure(

@@ -16,6 +16,7 @@ from .stage import CountingServer, Load, Stage, kill, policy, process_ids
 
 KILL, SETGID, SETUID, SETPCAP, NET_ADMIN, NET_RAW = (1 << bit for bit in (5, 6, 7, 8, 12, 13))  # linux/capability.h
 EXPECTED = {
+    "guardian": KILL | SETGID | SETUID | SETPCAP | NET_ADMIN | NET_RAW,
     "supervisor": KILL | SETGID | SETUID | SETPCAP | NET_ADMIN | NET_RAW,
     "agent": NET_ADMIN | NET_RAW,
     "worker": NET_RAW,
@@ -36,13 +37,13 @@ def users_can_be_had() -> bool:
 
 
 def test_every_process_has_the_rights_of_its_kind_and_no_more(tmp_path: Path, figure: Figure) -> None:
-    """Under load, and again after agent and a worker were killed and started again."""
+    """Under load, and again after an agent and a worker, and then the supervisor, were killed and started again."""
     mine = said_of(os.getpid())
     checked = 0
     with Stage(tmp_path, pods=("a",)) as stage, CountingServer(stage["web"], 80) as server:
         stage.write("policy.yaml", policy(RULES))
         with stage.run("--workers", "2") as instance, Load(stage["a"], stage["web"].addresses, 80, "web"):
-            for victims in (("agent", "worker0"), ()):
+            for victims in (("agent", "worker0"), ("supervisor",), ()):
                 goal = server.accepted + 20
                 assert eventually(partial(reached, server, goal), 20.0), instance.log_end()
                 for name, pid in process_ids(instance).items():
@@ -51,7 +52,7 @@ def test_every_process_has_the_rights_of_its_kind_and_no_more(tmp_path: Path, fi
                 before = process_ids(instance)
                 for victim in victims:
                     kill(before[victim])
-                assert eventually(lambda: len(process_ids(instance)) == 4, 20.0)
+                assert eventually(lambda: len(process_ids(instance)) == 5, 20.0)
                 assert eventually(lambda: enforcing(instance.state), 20.0), instance.log_end()
             status = read_status(str(instance.state))
             limits = {"capabilities", "seccomp"} | ({"user"} if users_can_be_had() else set())

@@ -40,9 +40,9 @@ def _echoes(connection: socket.socket) -> bool:
 
 
 def _terminate(instance: Instance) -> int:
-    supervisor = process_ids(instance)["supervisor"]
-    os.kill(supervisor, signal.SIGTERM)
-    return supervisor
+    guardian = process_ids(instance)["guardian"]
+    os.kill(guardian, signal.SIGTERM)
+    return guardian
 
 
 def _draining(instance: Instance) -> bool:
@@ -64,7 +64,7 @@ def test_live_connections_survive_start_and_stop_and_nothing_is_left(tmp_path: P
                 assert _echoes(early) and _echoes(early6), "a connection that was there before was cut"
                 assert get_tls(a, web.ipv4, 443, OTHER).end == "reset"
                 with TlsSession(a, web.ipv4, 443, SITE) as relayed, TlsSession(a, web.ipv6, 443, SITE) as relayed6:
-                    supervisor = _terminate(instance)
+                    guardian = _terminate(instance)
                     assert eventually(lambda: _draining(instance), PATIENCE_S)
                     assert eventually(lambda: get_tls(a, web.ipv4, 443, OTHER).end == "answered"), (
                         "new connections do not pass"
@@ -73,8 +73,8 @@ def test_live_connections_survive_start_and_stop_and_nothing_is_left(tmp_path: P
                     assert ends == ["answered"] * 20
                     assert relayed.request().end == relayed6.request().end == "answered"
                     assert _echoes(early) and _echoes(early6)
-                    assert not gone(supervisor)
-                assert eventually(lambda: gone(supervisor), PATIENCE_S), "it waits though nothing is left to wait for"
+                    assert not gone(guardian)
+                assert eventually(lambda: gone(guardian), PATIENCE_S), "it waits though nothing is left to wait for"
                 assert instance.stop() == 0
             assert _echoes(early) and _echoes(early6)
         assert stage.left_behind() == before
@@ -94,12 +94,12 @@ def test_what_outlives_the_drain_time_is_ended_and_a_second_signal_ends_at_once(
         for drain_s, signals in ((8.0, 1), (600.0, 2)):
             with stage.run(drain_s=drain_s) as instance, TlsSession(a, web.ipv4, 443, SITE) as relayed:
                 begun = time.monotonic()
-                supervisor = _terminate(instance)
+                guardian = _terminate(instance)
                 assert eventually(lambda instance=instance: _draining(instance), PATIENCE_S)  # type: ignore[misc]
                 assert relayed.request().end == "answered"
                 for _ in range(signals - 1):
-                    os.kill(supervisor, signal.SIGTERM)
-                assert eventually(lambda supervisor=supervisor: gone(supervisor), PATIENCE_S)  # type: ignore[misc]
+                    os.kill(guardian, signal.SIGTERM)
+                assert eventually(lambda guardian=guardian: gone(guardian), PATIENCE_S)  # type: ignore[misc]
                 assert (time.monotonic() - begun >= drain_s) == (signals == 1)
                 assert relayed.request().end in ("reset", "closed")
                 assert instance.stop() == 0

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import uvloop
 
+from pellucid_policy.compile import PolicySet
 from pellucid_proxy.agent import last_good
 from pellucid_proxy.agent.main import Node, serve
 from pellucid_proxy.agent.status import NodeStatus, NotRunning, read_status
@@ -25,6 +26,7 @@ from pellucid_proxy.supervisor.messages import (
     MAX_PACKET,
     AgentConfig,
     Configured,
+    Enforced,
     Ready,
     ReopenFlows,
     Stop,
@@ -33,6 +35,7 @@ from pellucid_proxy.supervisor.messages import (
     WorkerStarted,
 )
 from pellucid_proxy.supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
+from pellucid_proxy.worker_config import read_memfd
 
 from .fakes import FakeRules, FakeWorker, eventually
 
@@ -70,6 +73,8 @@ class Play:
         self.options = RunOptions(policy=str(self.policy), state=str(self.state), node="node-1")
         self.refusal: Refusal | None = None
         self.status: int | None = None
+        self.enforced: list[PolicySet] = []
+        """What the supervisor was given for workers that start without an agent."""
 
     def write(self, name: str = "bad.example", workers: int = 2) -> None:
         """Replace the whole policy at once."""
@@ -104,10 +109,16 @@ class Play:
             raise self.refusal
 
     async def receive(self) -> ToSupervisor | None:
-        """The agent's next message; None once it has ended."""
-        loop = asyncio.get_running_loop()
-        packet = await loop.sock_recv(self._channel, MAX_PACKET)
-        return msgspec.msgpack.decode(packet, type=ToSupervisor) if packet else None
+        """The agent's next message, not counting Enforced; None once it has ended."""
+        while True:
+            await readable(self._channel)
+            packet, descriptors, _, _ = socket.recv_fds(self._channel, MAX_PACKET, 1)
+            message = msgspec.msgpack.decode(packet, type=ToSupervisor) if packet else None
+            if not isinstance(message, Enforced):
+                return message
+            self.enforced.append(msgspec.msgpack.decode(read_memfd(descriptors[0], message.size), type=PolicySet))
+            assert self.enforced[-1].revision == message.revision
+            os.close(descriptors[0])
 
     def send(self, message: ToAgent, descriptors: list[int] | None = None) -> None:
         socket.send_fds(self._channel, [msgspec.msgpack.encode(message)], descriptors or [])
@@ -133,6 +144,7 @@ class Play:
         await self.start_workers()
         ready = await self.receive()
         assert isinstance(ready, Ready)
+        assert self.enforced[-1].revision == ready.revision
         return ready.revision
 
     async def told(self) -> NodeStatus:
@@ -246,6 +258,8 @@ def test_an_edit_is_enforced_on_workers_and_kernel_and_timed(play: Play) -> None
         assert 0 < status.last_apply_s < 1
         assert (status.problems, [worker.revision for worker in status.workers]) == ((), [status.revision] * 2)
         await stop(play)
+        assert await play.receive() is None
+        assert [policy.revision for policy in play.enforced] == [first, status.revision]
 
     assert play.run(body) == STOPPED
 
@@ -506,6 +520,16 @@ def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: str = answer.read().decode()
         return text
+
+
+async def readable(channel: socket.socket) -> None:
+    """Something can be read there."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(channel, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(channel)
 
 
 def listening_port() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pellucid_proxy.supervisor.children import seqpacket_pair
 from pellucid_proxy.supervisor.messages import Pong
 from pellucid_proxy.supervisor.notify import Notifier
 from pellucid_proxy.supervisor.watchdog import Watchdog
@@ -120,3 +121,31 @@ def test_only_a_whole_answer_to_the_last_question_is_told(address: str, manager:
     watchdog.answered(Pong(watchdog.ask(104.0).number, ()), ())
     assert manager.said() == [{"WATCHDOG": "1"}], "while it stops, workers may be gone"
     notifier.close()
+
+
+def test_who_hands_over_names_the_next_one_and_is_silent_from_then_on(address: str, manager: Manager) -> None:
+    one = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "4000000"}, PID)
+    next_one = Notifier({}, PID + 1)
+    next_one.alive()
+    one_has = one.manager
+    assert (one_has.address, one_has.watchdog_s) == (address, 4.0)
+    one.hand_over(PID + 1)
+    one.alive()
+    next_one.adopt(one_has)
+    assert next_one.watchdog_s == 4.0
+    next_one.alive()
+    next_one.close()
+    assert manager.said() == [{"MAINPID": str(PID + 1), "STATUS": "Handed over"}, {"WATCHDOG": "1"}]
+
+
+def test_what_goes_by_a_relay_says_whom_it_is_for(address: str, manager: Manager) -> None:
+    relay, relayed = seqpacket_pair()
+    with relay, relayed:
+        notifier = Notifier({"NOTIFY_SOCKET": address}, PID, relay)
+        notifier.stopping("bye")
+        notifier.close()
+        notifier.alive()
+        assert relayed.recv(4096) == f"{address}\nSTOPPING=1\nSTATUS=bye".encode()
+        with pytest.raises(BlockingIOError):
+            relayed.recv(4096)
+    assert manager.said() == []

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pellucid_proxy.supervisor.backoff import AT_ONCE
+
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 20.0
 
@@ -26,6 +28,9 @@ def open_listeners(settings):
     return (listener,)
 main.AGENT_GRACE_S = float(os.environ.get("AGENT_GRACE_S", main.AGENT_GRACE_S))
 parts = Parts("tests.proxy.supervisor.fake_agent", "tests.proxy.supervisor.fake_worker", open_listeners)
+if "FAULT_AT_HUP" in os.environ:
+    main.Supervisor._tell_agent = lambda self, message, descriptors=None, tell=main.Supervisor._tell_agent: (
+        1 / 0 if "Reopen" in str(message) else tell(self, message, descriptors))
 successor.YIELD_S = float(os.environ.get("YIELD_S", successor.YIELD_S))
 successor.TAKE_S = float(os.environ.get("TAKE_S", successor.TAKE_S))
 options = RunOptions(
@@ -39,7 +44,7 @@ class Run:
     """One supervisor, in a process of its own. lines: what its children told so far; errors: its log, once it has ended."""
 
     def __init__(self, state: Path, behaviour: dict[str, str], flows: str = "", drain_s: float = 0.5) -> None:
-        self._log = tempfile.TemporaryFile(dir=state.parent)  # noqa: SIM115  closed by close()
+        self._log = tempfile.TemporaryFile("a+b", dir=state.parent)  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(state), flows, str(drain_s)],
             stdout=subprocess.PIPE,
@@ -77,8 +82,9 @@ class Run:
 
     @property
     def errors(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode()
+        return os.pread(
+            self._log.fileno(), 1 << 20, 0
+        ).decode()  # not from the offset, which those who write have as well
 
     def close(self) -> None:
         self._process.kill()
@@ -186,7 +192,7 @@ def test_a_worker_that_dies_before_the_policy_is_enforced_ends_the_run_and_the_r
     assert "it was not enforcing yet" in run.errors
 
 
-def test_nothing_outlives_a_killed_supervisor(runs: Runs) -> None:
+def test_nothing_outlives_a_killed_guardian(runs: Runs) -> None:
     run = runs.start()
     run.until_ready()
     run.signal(signal.SIGKILL)
@@ -234,7 +240,91 @@ def test_the_lock_of_a_killed_instance_holds_nobody_off(runs: Runs) -> None:
     runs.start().until_ready()
 
 
-def wait_until_logged(run: Run, text: str) -> None:
-    """The log is a file: look until it says text. Ends with the test's own time limit."""
-    while text not in run.errors:
+def test_a_killed_supervisor_is_replaced_with_the_same_listeners_and_lock(runs: Runs) -> None:
+    run = enforcing(runs, flows="records")
+    first, agent = supervisor_of(run), int(run.until(r"agent up (\d+)")[1])
+    workers = [int(run.until(rf"worker {index} up (\d+)")[1]) for index in range(2)]
+    os.kill(first, signal.SIGKILL)
+    run.until("agent up", times=2)
+    run.until(r"agent got WorkerStarted\(index=\d, has_flows=True, ends=0, leaving=False\)", times=4)
+    assert run.until(r"worker 1 up \d+ (.*)", times=2)[1] == "node node-1 listening [1] flows True"
+    assert all(map(gone, [first, agent, *workers]))
+    assert "supervisor was killed by SIGKILL; it is started again, with its processes" in run.errors
+    assert runs.start().status() == 1, "the lock went along"
+    assert (runs.state / "lock").read_text().strip() == str(run.pid)
+    run.signal(signal.SIGTERM)
+    run.until(r"agent got Stop\(drain_s=0.5, keep_rules=False")
+
+
+def test_a_supervisor_killed_before_it_enforces_ends_the_run(runs: Runs) -> None:
+    run = runs.start(FAKE_AGENT="unready")
+    run.until_ready()
+    os.kill(supervisor_of(run), signal.SIGKILL)
+    assert run.status() == 1
+    assert "supervisor was killed by SIGKILL, and was not enforcing yet or no more" in run.errors
+    assert sum("agent up" in line for line in run.lines) == 1
+
+
+def test_a_supervisor_killed_while_it_stops_is_replaced_by_one_that_stops(runs: Runs) -> None:
+    """The rules have to go, and the first one's agent did not come to it."""
+    run = enforcing(runs, drain_s=300)
+    run.signal(signal.SIGTERM)
+    run.until(r"agent got Stop\(drain_s=300.0, keep_rules=False")
+    os.kill(supervisor_of(run), signal.SIGKILL)
+    run.until(r"agent got Stop\(drain_s=300.0, keep_rules=False", times=2)
+    run.signal(signal.SIGINT)
+    run.until(r"agent got Stop\(drain_s=0.0, keep_rules=False")
+    assert run.status() == 0
+
+
+def test_a_supervisor_that_cannot_live_is_started_ever_later(runs: Runs) -> None:
+    """Who asks for the end in between does not wait for the next start."""
+    run = enforcing(runs, drain_s=0.0)
+    for ends in range(1, AT_ONCE + 3):
+        os.kill(supervisor_of(run), signal.SIGKILL)
+        if ends < AT_ONCE + 2:
+            run.until("agent up", times=ends + 1)
+            wait_until_logged(run, "enforcing revision rev-1", times=ends + 1)
+    wait_until_logged(run, "it is started again in 0.4 s")
+    run.signal(signal.SIGTERM)
+    run.until("agent got Stop")
+    assert run.status() == 0
+
+
+def test_a_fault_of_the_supervisor_is_a_crash(runs: Runs) -> None:
+    run = enforcing(runs, FAULT_AT_HUP="1")
+    run.signal(signal.SIGHUP)
+    run.until("agent up", times=2)
+    wait_until_logged(run, "a fault of the supervisor")
+    assert "supervisor exited with status 70; it is started again" in run.errors
+
+
+def test_another_instance_that_has_taken_over_is_not_disturbed(runs: Runs) -> None:
+    run = enforcing(runs)
+    (runs.state / "lock").write_text("4711\n")  # as the successor does when the rules are its own
+    os.kill(supervisor_of(run), signal.SIGKILL)
+    assert run.status() == 0
+    assert "another instance has taken over meanwhile" in run.errors
+    assert sum("agent up" in line for line in run.lines) == 1
+
+
+def enforcing(runs: Runs, flows: str = "", drain_s: float = 0.5, **behaviour: str) -> Run:
+    run = runs.start(flows, drain_s, **behaviour)
+    run.until_ready()
+    wait_until_logged(run, "enforcing revision rev-1")
+    return run
+
+
+def supervisor_of(run: Run) -> int:
+    """The process whose children are agent and workers."""
+    while True:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        if children and not gone(int(children[0])):
+            return int(children[0])
+        os.sched_yield()
+
+
+def wait_until_logged(run: Run, text: str, times: int = 1) -> None:
+    """The log is a file: look until it says text so often. Ends with the test's own time limit."""
+    while run.errors.count(text) < times:
         os.sched_yield()
