@@ -15,6 +15,16 @@ class Marks(msgspec.Struct, frozen=True):
     reply: int = 0x0040  # reply to a socket of the proxy that bears a pod's address
     egress: int = 0x1040  # sent by the proxy itself: never intercepted
 
+    @property
+    def ended(self) -> int:
+        """In a connection's mark: neither side's packets pass any more. No packet bears it."""
+        return self.intercept
+
+    @property
+    def kept(self) -> int:
+        """In a connection's mark: a rule with onPolicyChange: Keep allowed it. No packet bears it."""
+        return self.reply
+
 
 class NodeSettings(msgspec.Struct, frozen=True):
     """What a node needs to know besides policies. Immutable while it runs."""
