@@ -77,9 +77,13 @@ class Enforcer:
             1, thread_name_prefix="kernel"
         )  # one thread: one change after the other
 
-    async def hold(self) -> None:
-        """Let nothing new of the scope pass until there is a policy. Raises KernelError."""
+    async def hold(self, before: PolicySet | None = None) -> None:
+        """Let nothing new of the scope pass until there is a policy. Raises KernelError.
+
+        before: what a run that was killed enforced last, if its rules are still there."""
         self._inherited = await self._in_kernel(self._rules.present)
+        if self._inherited and before is not None:
+            self._reviews.begin(_era(before, kernel_state(before, self._settings)))
         self.touched = True
         await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
 

@@ -42,12 +42,17 @@ class Connection(NamedTuple):
     over: bool = False
 
 
-def connections(since_ns: int, wanted: Callable[[bytes], bool] | None = None) -> Iterator[Connection]:
+def connections(
+    since_ns: int, wanted: Callable[[bytes], bool] | None = None, *, unmarked: int = 0
+) -> Iterator[Connection]:
     """Those of this network namespace that began at since_ns or later, as far as the kernel noted it; 0: all.
 
-    wanted: whether those of a packed source address are asked for. Raises OSError."""
+    wanted: whether those of a packed source address are asked for. unmarked: bits of which their marks have none. Raises OSError."""
     with netlink.opened(netlink.NETLINK_NETFILTER, buffer=1 << 20) as asking:
-        request = netlink.message(_GET, netlink.REQUEST | netlink.DUMP, _GENERAL.pack(0, 0, 0))
+        body = _GENERAL.pack(0, 0, 0)
+        if unmarked:
+            body += netlink.attribute(_MARK, bytes(4)) + netlink.attribute(_MARK_MASK, unmarked.to_bytes(4, "big"))
+        request = netlink.message(_GET, netlink.REQUEST | netlink.DUMP, body)
         for answer in netlink.asked(asking, request):
             found = dict(netlink.attributes(answer.body[_GENERAL.size :]))
             stamp = found.get(_TIMESTAMP)

@@ -190,7 +190,7 @@ def _rules(state: KernelState) -> Iterator[str]:
     yield from _chain("deliver", None, _deliver(settings, versions))
     yield from _chain("passed", None, [f"{_is(marks, marks.ended)} {_mark('ct', marks, 0)}", "accept"])
     yield from _chain("kept", None, [_mark("ct", marks, marks.kept), "accept"])
-    yield from _chain("stale", None, _stale(marks))
+    yield from _chain("marked", None, _marked(marks))
     for number, group in enumerate(state.groups):
         yield from _group(number, group.closed, group.reject_quic, state)
     for version in versions:
@@ -200,11 +200,8 @@ def _rules(state: KernelState) -> Iterator[str]:
     yield from _chain("judge", None, _judge(state, versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
     yield from _chain("syns", None, [ours, *_excluded(versions), "goto judge"])
-    yield from _chain(
-        "others",
-        None,
-        [*_forgotten(settings, versions), f"{_is(marks, marks.ended)} jump stale", ours, *_others(marks, versions)],
-    )
+    marked = f"ct mark & {marks.mask:#x} != 0 jump marked"
+    yield from _chain("others", None, [*_forgotten(settings, versions), marked, ours, *_others(versions)])
     yield from _raw(settings, versions, [f"{_SYN} goto syns"])
     yield from _chain(
         "prerouting",
@@ -262,12 +259,13 @@ def _ended(marks: Marks) -> Iterator[str]:
     yield "reject with icmpx type port-unreachable"
 
 
-def _stale(marks: Marks) -> Iterator[str]:
-    """What a pod sends in a flow that was ended. A SYN opens a new one with the same ports, and was judged already; what is no TCP is
-    judged each time, and makes the flow a living one again where it may pass (chain passed)."""
-    yield f"{_SYN} {_mark('ct', marks, 0)} accept"
-    yield "meta l4proto tcp counter name ended reject with tcp reset"
-    yield "ct state related counter name ended drop"
+def _marked(marks: Marks) -> Iterator[str]:
+    """What a pod sends in a flow that was ended, or kept. A SYN opens a new one with the same ports, and was judged already; what is no TCP
+    is judged each time, and makes the flow a living one again where it may pass (chain passed)."""
+    yield f"meta l4proto != tcp {_is(marks, marks.kept)} accept"
+    yield f"{_is(marks, marks.ended)} {_SYN} {_mark('ct', marks, 0)} accept"
+    yield f"{_is(marks, marks.ended)} meta l4proto tcp counter name ended reject with tcp reset"
+    yield f"{_is(marks, marks.ended)} ct state related counter name ended drop"
 
 
 def _forgotten(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
@@ -288,16 +286,15 @@ def _excluded(versions: Iterable[int]) -> list[str]:
     return [f"{_IP[v]} daddr @exclude{v} accept" for v in versions]
 
 
-def _others(marks: Marks, versions: Iterable[int]) -> list[str]:
+def _others(versions: Iterable[int]) -> list[str]:
     """Packets from addresses in scope that open no TCP connection and belong to none of the proxy's."""
     return [
-        "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
+        "meta l4proto tcp ct state established,related,untracked accept",  # live ones are as they were decided
         *_excluded(versions),
         *([f"icmpv6 type {{ 130-137, 143 }} {on_link} accept" for on_link in _ON_LINK] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
         f"{_SYN} accept",  # judged in chain taken
         "meta l4proto tcp meta nfproto @adopting accept",
-        f"meta l4proto != tcp {_is(marks, marks.kept)} accept",
         "goto judge",
     ]
 
