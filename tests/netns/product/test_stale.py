@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ QUIET_S = 1.5
 """How long nothing may come any more: longer than the time in which whoever was ended tries again."""
 PACE_S = 0.02
 PORT = 7000
+AT_ONCE = 100
 TCP, UDP, PING = "TCP", "UDP", "ping"
 _PROTOCOLS = {6: TCP, 17: UDP, 1: PING, 58: PING}
 _OUTGOING = 4
@@ -120,11 +121,14 @@ class Echo:
         self._stop = threading.Event()
         self._listeners: list[socket.socket] = []
         self._datagrams: list[socket.socket] = []
+        self._connections: set[socket.socket] = set()
+        self._streams: dict[object, Callable[[], object]] = {}
         for address in addresses:
             self._listeners.append(host.listen(address, PORT))
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             made = host.open_socket(family, socket.SOCK_DGRAM)
             made.bind((address, PORT))
+            made.setblocking(False)
             self._datagrams.append(made)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -141,44 +145,47 @@ class Echo:
             each.close()
 
     def _run(self) -> None:
-        connections: set[socket.socket] = set()
-        streams: list[Callable[[], object]] = []
         due = time.monotonic()
         while not self._stop.is_set():
-            waited = [*self._listeners, *self._datagrams, *connections]
+            waited = [*self._listeners, *self._datagrams, *self._connections]
             for ready in select.select(waited, [], [], max(0.0, due - time.monotonic()))[0]:
-                try:
-                    if ready in self._listeners:
-                        made = ready.accept()[0]
-                        made.setblocking(False)
-                        connections.add(made)
-                    elif ready in self._datagrams:
-                        said, client = ready.recvfrom(2048)
-                        self._note(ready, UDP, client[1])
-                        ready.sendto(said, client)
-                        if said == b"stream":
-                            streams.append(lambda to=client, by=ready: by.sendto(b"more", to))  # type: ignore[misc]
-                    else:
-                        said = ready.recv(2048)
-                        if not said:
-                            raise ConnectionError
-                        self._note(ready, TCP, ready.getpeername()[1])
-                        ready.send(said)
-                        if said == b"stream":
-                            streams.append(lambda by=ready: by.send(b"more"))  # type: ignore[misc]
-                except OSError:
-                    if ready in connections:
-                        connections.discard(ready)
-                        ready.close()
+                if ready in self._listeners:
+                    made = ready.accept()[0]
+                    made.setblocking(False)
+                    self._connections.add(made)
+                elif ready in self._datagrams:
+                    self._answer_datagrams(ready)
+                else:
+                    self._answer(ready)
             if time.monotonic() >= due:
                 due += PACE_S
-                for each in streams:
-                    try:
+                for each in self._streams.values():
+                    with suppress(OSError):
                         each()
-                    except OSError:
-                        continue
-        for left in connections:
+        for left in self._connections:
             left.close()
+
+    def _answer(self, ready: socket.socket) -> None:
+        try:
+            said = ready.recv(2048)
+            self._note(ready, TCP, ready.getpeername()[1])
+            ready.send(said)
+            if said == b"stream":
+                self._streams[ready] = partial(ready.send, b"more")
+        except OSError:
+            said = b""
+        if not said:
+            self._connections.discard(ready)
+            ready.close()
+
+    def _answer_datagrams(self, ready: socket.socket) -> None:
+        with suppress(OSError):
+            for _ in range(AT_ONCE):  # so that many clients of one socket are served as often as one
+                said, client = ready.recvfrom(2048)
+                self._note(ready, UDP, client[1])
+                ready.sendto(said, client)
+                if said == b"stream":
+                    self._streams[client] = partial(ready.sendto, b"more", client)
 
     def _note(self, ready: socket.socket, kind: str, port: int) -> None:
         self.last[Key(6 if ready.family == socket.AF_INET6 else 4, kind, port)] = time.monotonic()
@@ -202,6 +209,8 @@ class Flow:
                 self.opened.sendto(_echo_request(self.key), (self.address, 0))
             elif not self.streams:
                 self.opened.send(b"x" * 16)
+            elif self.key.kind is UDP and not self.answered:
+                self.opened.send(b"stream")  # the first one may be lost where all begin at once
         except BlockingIOError:
             pass
         except OSError:
