@@ -127,6 +127,13 @@ METRICS: dict[str, Metric] = {
         "Connections of the same; outcome is ended (of a closed pod: made to end) or left (another, or no TCP).",
         "agent",
     ),
+    "kernel_flows_reviewed": Metric(
+        "counter",
+        ("outcome",),
+        "Live flows that the kernel had let pass, when a change concerned them: policy_changed or pod_changed (ended), or kept "
+        "(onPolicyChange: Keep).",
+        "agent",
+    ),
     "process_restarts": Metric(
         "counter",
         ("process",),

@@ -15,6 +15,16 @@ class Marks(msgspec.Struct, frozen=True):
     reply: int = 0x0040  # reply to a socket of the proxy that bears a pod's address
     egress: int = 0x1040  # sent by the proxy itself: never intercepted
 
+    @property
+    def ended(self) -> int:
+        """In a connection's mark: neither side's packets pass any more. No packet bears it."""
+        return self.intercept
+
+    @property
+    def kept(self) -> int:
+        """In a connection's mark: a rule with onPolicyChange: Keep allowed it. No packet bears it."""
+        return self.reply
+
 
 class NodeSettings(msgspec.Struct, frozen=True):
     """What a node needs to know besides policies. Immutable while it runs."""
@@ -36,9 +46,7 @@ class NodeSettings(msgspec.Struct, frozen=True):
     server_first_delay_s: float = 0.1  # silence of the client after which a server that speaks first is dialled
     drop_hold_s: float = 30.0  # how long a dropped connection is left unanswered
     max_connections: int = 65536  # of one worker
-    max_connections_per_pod: int = (
-        0  # of one worker; a pod's next one is reset at once; 0: a quarter of what the worker can have
-    )
+    max_connections_per_pod: int = 0  # of one worker; the next one is reset; 0: a quarter of what the worker can have
     max_pending_per_pod: int = 0  # of those, without a verdict or an upstream yet; 0: half of them
     max_held_bytes: int = 256 << 20  # of one worker, for peers that do not read; more is read in small pieces
     max_held_bytes_per_pod: int = 64 << 20  # of those, for connections of one pod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -16,8 +18,10 @@ from ..control import Series
 from ..kernel import conntrack, routing, time_wait, trace, tracking
 from ..kernel.apply import Kernel, KernelError, nft
 from ..kernel.instance import claim
+from ..kernel.judgement import Era, Fate
 from ..kernel.nftables import generation
 from ..kernel.preflight import Severity, preflight
+from ..kernel.review import review
 from ..kernel.slipped import Slipped, settle
 from ..kernel.state import KernelState
 from ..kernel.watch import Cause, Drift, Watch
@@ -145,6 +149,10 @@ class DataPath:
         if repaired:
             self._settle()
         return repaired
+
+    def review(self, eras: Sequence[Era]) -> Counter[Fate]:
+        """Live flows that the kernel let pass are decided again (kernel/review.py). Touches nothing of this object. Raises OSError."""
+        return review(eras, frozenset(node_addresses()))
 
     def _track(self) -> None:
         """Connections are tracked, timed and counted from now on, so that what slips through is known."""

@@ -6,14 +6,16 @@ Rule 1. A worker evaluates the whole policy of a pod and the kernel's leading ru
 Rule 2. A worker may refuse; an nft transaction is all or nothing. What can be taken back goes first, what commits goes last.
 Rule 3. A pod that the kernel hands over is one that the workers know. The other way round, a new pod's first connections would be
         decided as a stranger's.
-Rule 4. Live connections are decided again once both have the new policy: those that end cannot be taken back.
+Rule 4. Live connections, the kernel's too, are decided again once both have the new policy: those that end cannot be taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -21,9 +23,11 @@ from pellucid_policy.compile import PolicySet, encode
 
 from ..control import Series
 from ..kernel.apply import KernelError
+from ..kernel.judgement import Era, Fate
 from ..kernel.state import KernelState, boot_hold, kernel_state
 from ..kernel.watch import Drift
 from ..settings import NodeSettings
+from .reviews import Reviews
 from .workers import WorkerLink, Workers
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,8 @@ T = TypeVar("T")
 
 
 class Rules(Protocol):
-    """The kernel's side. Every method waits for the kernel, is called by one thread at a time, and may raise KernelError."""
+    """The kernel's side. Every method waits for the kernel, is called by one thread at a time (review: by another one), and may raise
+    KernelError (review: OSError)."""
 
     def apply(self, state: KernelState) -> None: ...
 
@@ -53,6 +58,8 @@ class Rules(Protocol):
 
     def repair(self, drifts: list[Drift]) -> list[Drift]: ...
 
+    def review(self, eras: Sequence[Era]) -> Counter[Fate]: ...
+
 
 class Enforcer:
     """enforced: what workers and kernel decide by; None before the first. touched: this run has changed the kernel."""
@@ -64,14 +71,19 @@ class Enforcer:
         self._workers = workers
         self._rules = rules
         self._settings = settings
+        self._reviews = Reviews(rules.review)
         self._one_at_a_time = asyncio.Lock()
         self._kernel_thread = ThreadPoolExecutor(
             1, thread_name_prefix="kernel"
         )  # one thread: one change after the other
 
-    async def hold(self) -> None:
-        """Let nothing new of the scope pass until there is a policy. Raises KernelError."""
+    async def hold(self, before: PolicySet | None = None) -> None:
+        """Let nothing new of the scope pass until there is a policy. Raises KernelError.
+
+        before: what a run that was killed enforced last, if its rules are still there."""
         self._inherited = await self._in_kernel(self._rules.present)
+        if self._inherited and before is not None:
+            self._reviews.begin(_era(before, kernel_state(before, self._settings)))
         self.touched = True
         await self._in_kernel(lambda: self._rules.apply(boot_hold(self._settings)))
 
@@ -84,6 +96,7 @@ class Enforcer:
         self._inherited = self.touched = True
         if policy is not None:
             state = kernel_state(policy, settings)
+            self._reviews.begin(_era(policy, state))
             known = await self._in_kernel(lambda: self._rules.recognise(state))
             log.info(
                 "the kernel's rules are %s", "recognised" if known else "not those of the last policy: replacing them"
@@ -104,10 +117,11 @@ class Enforcer:
 
     async def _enforce(self, policy: PolicySet) -> list[str]:
         problems = await self._workers.set_policy(policy.revision, encode(policy))
+        state = kernel_state(policy, self._settings)
         if not problems:
             try:
                 self.touched = True
-                await self._in_kernel(lambda: self._rules.apply(kernel_state(policy, self._settings)))
+                await self._in_kernel(lambda: self._rules.apply(state))
             except KernelError as err:
                 problems = [f"kernel rules: {err}"]
         if problems:
@@ -115,6 +129,7 @@ class Enforcer:
         else:
             self.enforced = policy
             self._workers.review()
+            self._reviews.enforced(_era(policy, state, time.time_ns()))
         return problems
 
     async def drain(self) -> None:
@@ -156,14 +171,16 @@ class Enforcer:
             return await self._in_kernel(lambda: self._rules.repair(drifts))
 
     async def kernel_series(self) -> list[Series]:
-        """What the kernel counted; nothing if it cannot be asked."""
+        """What the kernel counted, if it can be asked, and what became of its live flows."""
+        counted: list[Series] = []
         try:
-            return await self._in_kernel(self._rules.series)
+            counted = await self._in_kernel(self._rules.series)
         except KernelError as err:
             log.warning("kernel counters cannot be read: %s", err)
-            return []
+        return [*counted, *self._reviews.series()]
 
     def close(self) -> None:
+        self._reviews.close()
         self._kernel_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _go_back(self) -> None:
@@ -174,3 +191,7 @@ class Enforcer:
 
     async def _in_kernel(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._kernel_thread, call)
+
+
+def _era(policy: PolicySet, state: KernelState, since_ns: int = 0) -> Era:
+    return Era(state, {address: pod for pod in policy.pods for address in pod.addresses}, since_ns)

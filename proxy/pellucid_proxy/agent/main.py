@@ -197,7 +197,7 @@ class Agent:
         assert self._settings is not None
         try:
             if self._running is None:
-                await self._enforcer.hold()
+                await self._enforcer.hold(await self._last_enforced())
             else:
                 await self._enforcer.resume(await self._last_enforced(), self._running)
         except KernelError as err:

@@ -40,11 +40,15 @@ class Block:
     rules: list[NamedRule]
 
 
-def statements(rules: Sequence[AddressRule], counters: Sequence[str]) -> list[str]:
-    """nft rules that decide as the first matching one of rules does and count in its counter; counters: a name for each."""
+def statements(
+    rules: Sequence[AddressRule], counters: Sequence[str], *, passed: str = "accept", kept: str = "accept"
+) -> list[str]:
+    """nft rules that decide as the first matching one of rules does and count in its counter; counters: a name for each.
+
+    passed, kept: the nft verdict of a rule that allows, and of one that does so with onPolicyChange: Keep."""
     lines: list[str] = []
     for block in blocks(NamedRule(i, counters[i], rule) for i, rule in enumerate(rules)):
-        lines += _single(block.rules[0]) if len(block.rules) == 1 else _lookups(block)
+        lines += _single(block.rules[0], passed, kept) if len(block.rules) == 1 else _lookups(block, passed, kept)
     return lines
 
 
@@ -91,25 +95,30 @@ def first_match(spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, in
         yield grown
 
 
-def _single(named: NamedRule) -> list[str]:
+def _single(named: NamedRule, passed: str, kept: str) -> list[str]:
     networks = named.rule.networks
+    allowed = kept if named.rule.keep else passed
     if networks is None:
-        return _decide("", f'counter name "{named.counter}"', named.rule, named.rule.ports)
+        return _decide("", f'counter name "{named.counter}"', named.rule, named.rule.ports, allowed)
     lines: list[str] = []
     for version, field in _FAMILIES:
         own = ranges(version, networks)
         if own:
             lines += _decide(
-                f"{field} {{ {', '.join(own)} }} ", f'counter name "{named.counter}"', named.rule, named.rule.ports
+                f"{field} {{ {', '.join(own)} }} ",
+                f'counter name "{named.counter}"',
+                named.rule,
+                named.rule.ports,
+                allowed,
             )
     return lines
 
 
-def _lookups(block: Block) -> list[str]:
+def _lookups(block: Block, passed: str, kept: str) -> list[str]:
     lines: list[str] = []
     by_position = {named.position: named for named in block.rules}
     for version, field in _FAMILIES:
-        elements: dict[tuple[bool, Response], list[str]] = {}
+        elements: dict[tuple[bool, Response, bool], list[str]] = {}
         spans = (
             (first, last, named.position)
             for named in block.rules
@@ -117,24 +126,27 @@ def _lookups(block: Block) -> list[str]:
         )
         for first, last, position in first_match(spans):
             named = by_position[position]
-            outcome = (named.rule.allow, named.rule.response)
+            outcome = _outcome(named.rule)
             elements.setdefault(outcome, []).append(f'{_text(version, first, last)} : "{named.counter}"')
-        for (allow, response), own in elements.items():
-            example = next(
-                named.rule for named in block.rules if (named.rule.allow, named.rule.response) == (allow, response)
-            )
-            lines += _decide("", f"counter name {field} map {{ {', '.join(own)} }}", example, block.ports)
+        for outcome, own in elements.items():
+            example = next(named.rule for named in block.rules if _outcome(named.rule) == outcome)
+            counted = f"counter name {field} map {{ {', '.join(own)} }}"
+            lines += _decide("", counted, example, block.ports, kept if example.keep else passed)
     return lines
 
 
-def _decide(where: str, count: str, rule: AddressRule, ports: tuple[PortRange, ...] | None) -> list[str]:
-    return [f"{where}{match}{count} {outcome}" for match, outcome in _outcomes(rule, ports)]
+def _outcome(rule: AddressRule) -> tuple[bool, Response, bool]:
+    return rule.allow, rule.response, rule.allow and rule.keep
 
 
-def _outcomes(rule: AddressRule, ports: tuple[PortRange, ...] | None) -> list[tuple[str, str]]:
+def _decide(where: str, count: str, rule: AddressRule, ports: tuple[PortRange, ...] | None, allowed: str) -> list[str]:
+    return [f"{where}{match}{count} {outcome}" for match, outcome in _outcomes(rule, ports, allowed)]
+
+
+def _outcomes(rule: AddressRule, ports: tuple[PortRange, ...] | None, allowed: str) -> list[tuple[str, str]]:
     """(match of protocol and ports, verdict) pairs, exclusive of each other; a reset says itself differently in TCP."""
     if rule.allow or rule.response is Response.DROP:
-        verdict = "accept" if rule.allow else "drop"
+        verdict = allowed if rule.allow else "drop"
         return [(match, verdict) for _, match in _port_matches(ports)]
     found: list[tuple[str, str]] = []
     for protocol, match in _port_matches(ports):

@@ -31,12 +31,13 @@ _MAX_RATES = 65536  # addresses; beyond them new ones are not limited
 _ZONE = 15001  # of connection tracking; other owners of zones (OVN, Antrea) number theirs from 1 or above 65,000
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
-EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_rejected", "rate_limited")
+EVENTS = ("intercepted", "bypassed", "refused", "held", "orphaned", "quic_rejected", "rate_limited", "ended")
 """Counters that no rule of a policy owns, each also an nft counter of that name:
 intercepted: connections (SYNs) given to the listener. bypassed: let past because no listener was there and the policies fail open.
 refused: reset because no listener was there and a policy fails closed. held: dropped because there was no policy yet.
 orphaned: packets of closed pods in the middle of a connection that nobody tracks: their socket is gone.
-quic_rejected: UDP 443 by names.quic: Reject. rate_limited: SYNs for the listener that were dropped, since their address sent too many."""
+quic_rejected: UDP 443 by names.quic: Reject. rate_limited: SYNs for the listener that were dropped, since their address sent too many.
+ended: packets of either side in flows that were ended after a change (chain ended)."""
 
 
 class CounterKey(NamedTuple):
@@ -169,6 +170,8 @@ def _rules(state: KernelState) -> Iterator[str]:
         # Pods that may reach themselves through a service; strangers enter as they connect.
         yield _set(f"self{version}", f"type {kind} . {kind}", _pairs(version, state.members))
         yield _set(f"stranger{version}", f"type {kind} . {kind}; size {_MAX_STRANGERS}; flags dynamic,timeout", [])
+    yield "counter ended { }"
+    yield from _chain("ended", None, _ended(marks))
     yield from _egress(marks, versions)
     yield from _chain("replies", None, _replies(marks))
     if state.drain:
@@ -183,11 +186,15 @@ def _rules(state: KernelState) -> Iterator[str]:
         "adopting", "type nf_proto; flags timeout", [f"ipv{v} timeout {_ADOPTION}" for v in versions if state.adopt]
     )
     for name in (*EVENTS, *counter_keys(state)):
-        yield f"counter {name} {{ }}"
+        if name != "ended":
+            yield f"counter {name} {{ }}"
     if settings.connection_rate_per_pod:
         for v in versions:
             yield _set(f"rate{v}", f"type {_TYPES[v]}; size {_MAX_RATES}; flags dynamic,timeout", [])
     yield from _chain("deliver", None, _deliver(settings, versions))
+    yield from _chain("passed", None, [f"{_is(marks, marks.ended)} {_mark('ct', marks, 0)}", "accept"])
+    yield from _chain("kept", None, [_mark("ct", marks, marks.kept), "accept"])
+    yield from _chain("marked", None, _marked(marks))
     for number, group in enumerate(state.groups):
         yield from _group(number, group.closed, group.reject_quic, state)
     for version in versions:
@@ -197,7 +204,8 @@ def _rules(state: KernelState) -> Iterator[str]:
     yield from _chain("judge", None, _judge(state, versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
     yield from _chain("syns", None, [ours, *_excluded(versions), "goto judge"])
-    yield from _chain("others", None, [*_forgotten(settings, versions), ours, *_others(versions)])
+    marked = f"ct mark & {marks.mask:#x} != 0 jump marked"
+    yield from _chain("others", None, [*_forgotten(settings, versions), marked, ours, *_others(versions)])
     yield from _raw(settings, versions, [f"{_SYN} goto syns"])
     yield from _chain(
         "prerouting",
@@ -242,8 +250,26 @@ def _replies(marks: Marks) -> Iterator[str]:
     """What is sent to sockets that bear a pod's address; all other replies are to pods as clients or servers.
 
     By connection mark: where the service's address is still that of a backend, no socket can be found by address."""
-    yield f"ct mark & {marks.mask:#x} == {marks.egress:#x} {_mark('meta', marks, marks.reply)} accept"
+    yield f"{_is(marks, marks.egress)} {_mark('meta', marks, marks.reply)} accept"
+    yield f"{_is(marks, marks.ended)} goto ended"
     yield "accept"
+
+
+def _ended(marks: Marks) -> Iterator[str]:
+    """What is sent to a pod in a flow that was ended. Of TCP it is led to this machine, whose stack has no socket for it and resets the
+    server, which tracking sees and soon forgets the connection."""
+    yield "counter name ended"
+    yield f"meta l4proto tcp {_mark('meta', marks, marks.reply)} accept"
+    yield "reject with icmpx type port-unreachable"
+
+
+def _marked(marks: Marks) -> Iterator[str]:
+    """What a pod sends in a flow that was ended, or kept. A SYN opens a new one with the same ports, and was judged already; what is no TCP
+    is judged each time, and makes the flow a living one again where it may pass (chain passed)."""
+    yield f"meta l4proto != tcp {_is(marks, marks.kept)} accept"
+    yield f"{_is(marks, marks.ended)} {_SYN} {_mark('ct', marks, 0)} accept"
+    yield f"{_is(marks, marks.ended)} meta l4proto tcp counter name ended reject with tcp reset"
+    yield f"{_is(marks, marks.ended)} ct state related counter name ended drop"
 
 
 def _forgotten(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
@@ -267,7 +293,7 @@ def _excluded(versions: Iterable[int]) -> list[str]:
 def _others(versions: Iterable[int]) -> list[str]:
     """Packets from addresses in scope that open no TCP connection and belong to none of the proxy's."""
     return [
-        "meta l4proto tcp ct state != { new, invalid } accept",  # live connections stay as they were decided
+        "meta l4proto tcp ct state established,related,untracked accept",  # live ones are as they were decided
         *_excluded(versions),
         *([f"icmpv6 type {{ 130-137, 143 }} {on_link} accept" for on_link in _ON_LINK] if 6 in versions else []),
         "meta l4proto { icmp, ipv6-icmp } ct state related accept",  # errors about flows that were judged
@@ -280,7 +306,7 @@ def _others(versions: Iterable[int]) -> list[str]:
 def _judge(state: KernelState, versions: Iterable[int]) -> Iterator[str]:
     """TCP SYNs and whatever is not TCP, from addresses in scope."""
     for v in versions:
-        yield f"{_IP[v]} saddr @direct{v} accept"
+        yield f"{_IP[v]} saddr @direct{v} goto passed"
     for v in versions:
         yield f"{_IP[v]} saddr vmap @member{v}"
     if state.hold:
@@ -291,6 +317,8 @@ def _judge(state: KernelState, versions: Iterable[int]) -> Iterator[str]:
         for v in versions:
             yield f"update @stranger{v} {{ {_IP[v]} saddr . {_IP[v]} saddr timeout {_STRANGER_MEMORY} }}"
         yield f"goto group{state.strangers}"
+    else:
+        yield "goto passed"
 
 
 def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> Iterator[str]:
@@ -319,7 +347,12 @@ def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> 
                 if reject_quic
                 else []
             ),
-            *statements(group.nameless, [f"last{number}_{i}" for i in range(len(group.nameless))]),
+            *statements(
+                group.nameless,
+                [f"last{number}_{i}" for i in range(len(group.nameless))],
+                passed="goto passed",
+                kept="goto kept",
+            ),
         ],
     )
 
@@ -342,7 +375,7 @@ def _deliver(settings: NodeSettings, versions: Iterable[int]) -> Iterator[str]:
 def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x}"
     snat: list[str] = []
-    known = f"ct mark & {marks.mask:#x} == {marks.egress:#x}"
+    known = _is(marks, marks.egress)
     # Nothing to do for most packets: those of taken connections, and those of ours but for the first.
     output = [f"meta mark & {marks.mask:#x} == {marks.intercept:#x} accept", f"{ours} {known} accept"]
     for v in versions:
@@ -353,6 +386,9 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
             f"ct direction reply {known} {ip} daddr @scope{v} fib saddr type local {_mark('meta', marks, marks.reply)}"
         )
         output.append(f"{ours} {ip} saddr @scope{v} {_mark('ct', marks, marks.egress)}")
+        output.append(
+            f"ct direction reply {_is(marks, marks.ended)} {ip} daddr @scope{v} fib saddr type local goto ended_here"
+        )
         # A pod drops packets that bear its own address: a service that leads back to it is called from the node's.
         snat.append(f"{ours} {ip} saddr . {ip} daddr @self{v} masquerade")
         snat.append(f"{ours} {ip} saddr . {ip} daddr @stranger{v} masquerade")
@@ -362,9 +398,24 @@ def _egress(marks: Marks, versions: Iterable[int]) -> Iterator[str]:
     # A connection that the pod made past us may have the ports that ours has, towards the same server. Tracked in a zone of its own, ours
     # is not taken for it; replies stay in the common zone, where NAT finds the clash and gives whichever came second another port.
     raw += [f"{ours} {_IP[v]} saddr @scope{v} ct original zone set {_ZONE}" for v in versions]
+    yield from _chain("ended_here", None, _ended_here())
     yield from _chain("untracked", "type filter hook output priority raw", raw)
     yield from _chain("egress", "type route hook output priority mangle", output)
     yield from _chain("own_snat", "type nat hook postrouting priority srcnat - 1", snat)
+
+
+def _ended_here() -> Iterator[str]:
+    """What a server of the node itself sends to a pod in a flow that was ended, or the node to tell the pod so."""
+    yield "tcp flags & rst == rst accept"
+    yield "ct state related accept"
+    yield "counter name ended"
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "drop"
+
+
+def _is(marks: Marks, value: int) -> str:
+    """That the connection's mark has value in our field."""
+    return f"ct mark & {marks.mask:#x} == {value:#x}"
 
 
 def _mark(which: str, marks: Marks, value: int) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from . import netlink
@@ -30,32 +29,29 @@ class Slipped(NamedTuple):
 def settle(state: KernelState, since_ns: int, own: Collection[bytes]) -> Slipped:
     """What began at since_ns or later, and which state would have taken or refused, is counted; of closed pods it does not live on.
 
-    own: the node's addresses, packed. A connection is ended by the mark of the proxy's own: the answers of its server then lead to
-    this node, which has no socket for them and resets the server; the pod hears nothing more. To make the kernel forget it would not
-    do: if the server spoke first, it would be taken for one that the server opened.
+    own: the node's addresses, packed. A connection is ended by its mark, by which the rules reset both sides at their next packet. To
+    make the kernel forget it would not do: if the server spoke first, it would be taken for one that the server opened.
     Raises OSError.
     """
     marks = state.settings.marks
     found = [
         each
         for each in connections(since_ns)
-        if each.mark & marks.mask != marks.egress
+        if each.mark & marks.mask not in (marks.egress, marks.ended)
         and in_scope(state, each.source)
         and not lets_pass(state, each.source, each.target, each.protocol, each.port, local=each.target in own)
     ]
+    slipped = without_own(found)
+    to_end = [each for each in slipped if each.protocol == socket.IPPROTO_TCP and closed(state, each.source)]
+    mark(to_end, marks.ended, marks.mask)
+    packets = sum(max(1, each.packets) for each in slipped)
+    return Slipped(packets, len(to_end), len(slipped) - len(to_end))
+
+
+def without_own(found: Sequence[Connection]) -> list[Connection]:
+    """found without those of the proxy's sockets: dialled while nothing marked them. Raises OSError."""
     dialled = _sockets() if found else frozenset()
-    packets = ended = left = 0
-    for each in found:
-        if _identity(each) in dialled:
-            continue  # the proxy's own, dialled while nothing marked it
-        packets += max(1, each.packets)
-        if each.protocol != socket.IPPROTO_TCP or not closed(state, each.source):
-            left += 1
-            continue
-        with contextlib.suppress(FileNotFoundError):  # it has ended by itself
-            mark(each, marks.egress, marks.mask)
-        ended += 1
-    return Slipped(packets, ended, left)
+    return [each for each in found if _identity(each) not in dialled]
 
 
 def _identity(connection: Connection) -> bytes:

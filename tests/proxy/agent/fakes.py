@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from pellucid_proxy.control import MAX_MESSAGE, Applied, Drain, GetStats, Refused, Series, SetPolicy, Stats, ToWorker
 from pellucid_proxy.kernel.apply import KernelError
+from pellucid_proxy.kernel.judgement import Era, Fate
 from pellucid_proxy.kernel.state import KernelState
 from pellucid_proxy.kernel.watch import Drift
 from pellucid_proxy.supervisor.children import seqpacket_pair
@@ -88,6 +90,7 @@ class FakeRules:
         self.state: KernelState | None = None
         self.drifts: list[Drift] = []
         self.repair_fails = ""
+        self.reviewed: list[list[str]] = []  # the revisions of each call
 
     def apply(self, state: KernelState) -> None:
         said = "hold" if state.hold else "drain" if state.drain else "rules"
@@ -125,6 +128,10 @@ class FakeRules:
         if why:
             raise KernelError(why)
         return drifts
+
+    def review(self, eras: Sequence[Era]) -> Counter[Fate]:
+        self.reviewed.append([era.state.revision for era in eras])
+        return Counter()
 
     def series(self) -> list[Series]:
         return [Series("kernel_events", "counter", ("intercepted",), 3)]

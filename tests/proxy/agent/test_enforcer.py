@@ -112,6 +112,9 @@ def test_a_start_that_failed_does_not_open_what_a_killed_run_had_closed() -> Non
 
 def test_the_kernel_that_cannot_be_asked_costs_its_own_series_only() -> None:
     async def body(stage: Stage) -> None:
-        assert [each.name for each in await stage.enforcer.kernel_series()] == ["kernel_events"]
+        assert [each.name for each in await stage.enforcer.kernel_series()] == [
+            "kernel_events",
+            *["kernel_flows_reviewed"] * 3,
+        ]
 
     staged(body)
