@@ -15,7 +15,7 @@ COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
 COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format engine bench bench-handover fuzz fuzz-short lock clean setup setup-python
+.PHONY: help demo test lint format engine bench bench-handover soak fuzz fuzz-short lock clean setup setup-python
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,9 @@ bench: setup  ## side by side with HAProxy, nginx, Envoy, Squid and mitmproxy; p
 
 bench-handover: setup  ## hand-overs at full load: connections lost, streams cut
 	@$(COMPILE) && $(COMPILED) $(VENV)/python -m bench.handover $(ARGS)
+
+soak: setup  ## a million connections while pods and policies change: nothing of them is left, each is accounted for (minutes)
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m tests.soak $(ARGS)
 
 fuzz: setup  ## every parser on mutated input, by coverage on the sources and blindly on the compiled form; ARGS='--executions 1000000'
 	@tools/setup.sh fuzz
