@@ -35,8 +35,8 @@ def program(name: str) -> str:
 class CServer:
     """The server on one port of host, both families, inside the context."""
 
-    def __init__(self, host: Namespace, port: int) -> None:
-        self._command, self._host = [program("server"), str(port)], host
+    def __init__(self, host: Namespace, port: int, *, nice: int = 0) -> None:
+        self._command, self._host = [*_priority(nice), program("server"), str(port)], host
 
     def __enter__(self) -> Self:
         self._process = self._host.popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -48,6 +48,10 @@ class CServer:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def counts(self) -> dict[str, Any]:
         """So far: accepted, live, and by kind those that asked and those that went as they should: {"asked": {"A": 3}, …}."""
@@ -70,8 +74,7 @@ class CClient:
     progress: connections that have ended so far, a second old at most. held: all that it is to hold are there."""
 
     def __init__(self, host: Namespace, options: str, addresses: Sequence[str], *, nice: int = 0) -> None:
-        priority = ["nice", "-n", str(nice)] if nice else []
-        self._command = [*priority, program("client"), *options.split(), *addresses]
+        self._command = [*_priority(nice), program("client"), *options.split(), *addresses]
         self._host = host
         self.progress = 0
         self.held = threading.Event()
@@ -96,6 +99,11 @@ class CClient:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
+    def stop(self) -> None:
+        """It has ended, without a result; the kernel ends what it has open."""
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, timeout_s: float) -> dict[str, Any]:
         """What it printed at its end: started, ended, right, wrong, seconds, answers, p50_us, p99_us, max_us. Raises TimeoutError."""
         self._reader.join(timeout_s)
@@ -104,6 +112,10 @@ class CClient:
                 f"{' '.join(self._command)}: no end after {timeout_s:g} s, {self.progress} connections ended"
             )
         return self.result
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -120,6 +132,10 @@ class CClient:
                 else:
                     self.result = json.loads(line)
                     self.progress = self.result["ended"]
+
+
+def _priority(nice: int) -> list[str]:
+    return ["nice", "-n", str(nice)] if nice else []
 
 
 def total(results: Sequence[dict[str, Any]], what: str) -> Counter[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Reading:
     descriptors: Mapping[str, Counter[str]]
     rules: str
     elements: int
-    conntrack: int
+    tracked: Sequence[str]
     sockets: int
 
 
@@ -45,16 +45,16 @@ def read(stage: Stage, processes: Mapping[str, int]) -> Reading:
         rules=json.dumps(rules, sort_keys=True),
         elements=sum(len(entry["set"].get("elem", ())) for entry in rules if "set" in entry)
         + sum(len(entry["map"].get("elem", ())) for entry in rules if "map" in entry),
-        conntrack=conntrack(stage),
+        tracked=tracked(stage),
         sockets=sockets(stage),
     )
 
 
-def conntrack(stage: Stage) -> int:
+def tracked(stage: Stage) -> list[str]:
     """Entries of the node's connection tracking but those of the node with itself: readers of metrics leave some."""
     # Not nf_conntrack_count: an entry that has expired counts there until the kernel comes by, a minute later at most
     lines = stage.node.run(["conntrack", "-L"], check=False).stdout.splitlines()
-    return sum("src=127.0.0.1 dst=127.0.0.1 " not in line for line in lines)
+    return [line for line in lines if "src=127.0.0.1 dst=127.0.0.1 " not in line]
 
 
 def sockets(stage: Stage) -> int:
@@ -94,7 +94,8 @@ def _plain(value: Any) -> Any:
             key: _plain(each) for key, each in value.items() if key not in ("handle", "packets", "bytes", "expires")
         }
         if "elem" in plain and isinstance(plain["elem"], list):
-            plain["elem"] = sorted((each for each in plain["elem"] if not _ends_by_itself(each)), key=repr)
+            lasting = sorted((each for each in plain.pop("elem") if not _ends_by_itself(each)), key=repr)
+            plain |= {"elem": lasting} if lasting else {}
         return plain
     if isinstance(value, list):
         return [_plain(each) for each in value]

@@ -22,7 +22,9 @@ def test_nothing_is_left_of_many_connections(tmp_path: Path, figure: Figure) -> 
     with Soak(tmp_path, Plan(CONNECTIONS, SEED, warm_up=WARM_UP), print) as soak:
         outcome = soak.run()
     found = {bound.what: bound.found for bound in outcome.bounds}
-    drift = ", ".join(f"{name} {found[f'memory of {name}'].rpartition('(')[2][:-1]}" for name in soak.processes)
+    drift = ", ".join(
+        f"{name} {found[f'memory of {name}'].partition('(')[2].partition(')')[0]}" for name in soak.processes
+    )
     figure(
         "soak",
         f"{len(outcome.bounds) - len(outcome.broken)} of {len(outcome.bounds)} bounds hold after {outcome.connections:,} connections at "
