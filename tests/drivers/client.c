@@ -6,7 +6,7 @@
  *   -u          never read                -t          ask by one byte a second, and never finish
  *   -q          never ask                 -k          close without waiting for an answer to the SYN
  *   -H          keep what is open until standard input ends
- * After each second it prints PROGRESS ENDED; with -H, HELD once COUNT are answered (or, with -u, -t or -q, connected).
+ * After each second it prints PROGRESS ENDED; with -H, HELD once all slots are connected (of kind L: answered).
  * Last a line of JSON: started, by kind those that went as their kind says, what else became of how many ("A ECONNRESET"), and
  * microseconds from connect() to the first byte of an answer. */
 #define _GNU_SOURCE
@@ -16,7 +16,7 @@
 #include <netinet/tcp.h>
 #include <signal.h>
 
-enum { MAX_ADDRESSES = 16, MAX_WRONG = 64, GRACE_S = 2 };
+enum { MAX_ADDRESSES = 16, MAX_WRONG = 64 };
 
 struct slot {
     int fd, connected, answered, dripped;
@@ -311,7 +311,7 @@ int main(int argc, char **argv) {
             else
                 stopping |= read(0, buffer, sizeof buffer) <= 0;
         }
-        long held = options.unread || options.drip || options.quiet ? connected_now : answered_now;
+        long held = strchr(options.mix, 'L') ? answered_now : connected_now;
         if (options.hold && !told_held && held >= options.slots) {
             told_held = 1;
             printf("HELD\n");
