@@ -15,7 +15,7 @@ COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
 COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format engine bench bench-handover e2e e2e-up e2e-down fuzz fuzz-short lock clean setup setup-e2e setup-python
+.PHONY: help demo test lint format engine bench bench-handover soak e2e e2e-up e2e-down fuzz fuzz-short lock clean setup setup-e2e setup-python
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,6 +58,9 @@ e2e-up: setup-e2e  ## the cluster alone, for trying things: python3 -m e2e.clust
 
 e2e-down:  ## away with it
 	@$(CLUSTER) down
+
+soak: setup  ## a million connections while pods and policies change: nothing of them is left, each is accounted for (minutes)
+	@$(COMPILE) && $(COMPILED) $(VENV)/python -m tests.soak $(ARGS)
 
 fuzz: setup  ## every parser on mutated input, by coverage on the sources and blindly on the compiled form; ARGS='--executions 1000000'
 	@tools/setup.sh fuzz

@@ -120,12 +120,15 @@ def renewal(old: KernelState, new: KernelState) -> str:
     """One transaction from a table that holds old to one that holds new, for equal settings. What both have stays and is filled anew.
 
     Replaced, a chain would be at its hook twice for a moment, once without rules yet and once with rules no longer, and a set would be
-    empty for those that still look into it: a packet on its way just then would pass unjudged.
+    empty for those that still look into it: a packet on its way just then would pass unjudged. A counter that counts the same in both
+    goes on: what comes between its last reading and this transaction is not lost.
     """
     table = f"inet {table_name(old.settings)}"
     lines_of_new = list(body(new))
     before, after = declared(body(old)), declared(lines_of_new)
-    counters = [name for kind, name in before if kind == "counter"]
+    counted, to_count = counter_keys(old), counter_keys(new)
+    stay = {name for kind, name in before & after if kind == "counter" and counted.get(name) == to_count.get(name)}
+    counters = [name for kind, name in before if kind == "counter" and name not in stay]
     gone = [(kind, name) for kind, name in before if kind != "counter" and (kind, name) not in after]
     lines = [
         f"flush table {table}",

@@ -88,6 +88,20 @@ def test_other_rules_are_filled_into_the_chains_and_sets_that_are_there() -> Non
         assert change(new, new) == change(old, old) == ""
 
 
+def test_a_counter_goes_on_where_it_counts_the_same_and_starts_anew_where_not() -> None:
+    """Deleted with every change, it lost what it counted between its last reading and the change."""
+    other = AddressRule(RuleKey("TransparentPolicy", "test", "p", "other"), "RuleMatched", None, None, False)
+    old = state([0, 1, None, ""])
+    groups = (
+        msgspec.structs.replace(GROUP, leading=(*GROUP.leading, other)),
+        msgspec.structs.replace(GROUP, leading=(other,)),
+    )
+    text = change(old, replace(old, groups=groups))
+    assert {line.split()[-1] for line in text.splitlines() if line.startswith("delete counter")} == {"lead1_0"}
+    drained = change(old, replace(old, drain=True))
+    assert len(drained.split("delete counter ")) == 1 + len(EVENTS) + len(counter_keys(old))
+
+
 def test_other_settings_are_another_table() -> None:
     old = state([0, 1, None, ""])
     new = replace(old, settings=msgspec.structs.replace(SETTINGS, exclude=("192.0.2.0/24",)))
