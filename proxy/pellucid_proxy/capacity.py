@@ -10,6 +10,10 @@ RESERVED = 64
 """Descriptors for all else: listeners, channels, epoll, what Python opens now and then."""
 
 
+FEW = 1024
+"""Connections of which all may be pending at once."""
+
+
 def within(settings: NodeSettings, descriptors: int) -> tuple[NodeSettings, int]:
     """Return the settings with limits of connections that descriptors (a number, RLIMIT_NOFILE) suffices for, and how many pipes it does.
 
@@ -23,6 +27,6 @@ def within(settings: NodeSettings, descriptors: int) -> tuple[NodeSettings, int]
         settings,
         max_connections=connections,
         max_connections_per_pod=of_pod,
-        max_pending_per_pod=min(settings.max_pending_per_pod or -(-of_pod // 2), of_pod),
+        max_pending_per_pod=min(settings.max_pending_per_pod or max(FEW, of_pod // 2), of_pod),
     )
     return settings, usable // 2 - connections

@@ -31,6 +31,8 @@ def test_what_is_promised_can_be_kept(descriptors: int) -> None:
 def test_a_pod_gets_a_part_of_what_is_left_unless_it_was_said() -> None:
     open_ = msgspec.structs.replace(SETTINGS, max_connections_per_pod=0, max_pending_per_pod=0)
     fitted, _ = within(open_, RESERVED + 8 * 50)
-    assert (fitted.max_connections, fitted.max_connections_per_pod, fitted.max_pending_per_pod) == (150, 38, 19)
+    assert (fitted.max_connections, fitted.max_connections_per_pod, fitted.max_pending_per_pod) == (150, 38, 38)
     said, _ = within(msgspec.structs.replace(open_, max_connections_per_pod=140), RESERVED + 8 * 50)
-    assert (said.max_connections, said.max_connections_per_pod, said.max_pending_per_pod) == (150, 140, 70)
+    assert (said.max_connections, said.max_connections_per_pod, said.max_pending_per_pod) == (150, 140, 140)
+    many, _ = within(NodeSettings(scope=()), 1 << 20)
+    assert (many.max_connections, many.max_connections_per_pod, many.max_pending_per_pod) == (65536, 16384, 8192)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -433,7 +433,8 @@ def test_too_few_descriptors_cost_connections_and_not_the_policy(stage: Stage, t
             ).read_text()
             with ExitStack() as many:
                 for _ in range(100):
-                    many.enter_context(a.connect(web.ipv4, 80))
+                    with suppress(ConnectionResetError):  # a pod gets a part of the few that there can be
+                        many.enter_context(a.connect(web.ipv4, 80))
             assert eventually(lambda: get(a, web.ipv4, 80, SITE).end == "answered")
             assert get(a, web.ipv4, 80, "other.example").end == "reset"
             assert child.poll() is None

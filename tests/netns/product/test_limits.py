@@ -145,7 +145,10 @@ def test_past_the_limit_of_a_worker_new_connections_wait_and_live_ones_go_on(tmp
     with Stage(tmp_path) as stage:
         stage.serve("web", {80: speak_http})
         stage.write("policy.yaml", RULES)
-        stage.write("installation.yaml", INSTALLATION.replace("spec: {", f"spec: {{limits: {{connections: {LIMIT}}}, "))
+        stage.write(
+            "installation.yaml",
+            INSTALLATION.replace("spec: {", f"spec: {{limits: {{connections: {LIMIT}, connectionsPerPod: {LIMIT}}}, "),
+        )
         a, b, web = stage["a"], stage["b"], stage["web"]
         with stage.run("--workers", "1", "--metrics", METRICS):
             live = [_open(a, web.addresses[n % 2]) for n in range(LIMIT)]

@@ -99,7 +99,8 @@ def test_a_counter_goes_on_where_it_counts_the_same_and_starts_anew_where_not() 
     text = change(old, replace(old, groups=groups))
     assert {line.split()[-1] for line in text.splitlines() if line.startswith("delete counter")} == {"lead1_0"}
     drained = change(old, replace(old, drain=True))
-    assert len(drained.split("delete counter ")) == 1 + len(EVENTS) + len(counter_keys(old))
+    assert len(drained.split("delete counter ")) == 1 + len(EVENTS) - 1 + len(counter_keys(old))
+    assert "delete counter inet pellucid ended" not in drained, "what was ended stays so"
 
 
 def test_other_settings_are_another_table() -> None:
