@@ -13,8 +13,8 @@ from .conftest import Figure
 SEED = 10
 CONNECTIONS = int(os.environ.get("PELLUCID_SOAK_CONNECTIONS") or {"compiled": 100_000, "uncompiled": 20_000}[form()])
 """`make soak` has a million."""
-WARM_UP = max(CONNECTIONS // 10, 10_000)
-"""The first thousands of flow records fill the agent's history (settings: flow_history_bytes)."""
+WARM_UP = max(CONNECTIONS * 3 // 10, 10_000)
+"""The first thousands of flow records fill the agent's history (settings: flow_history_bytes), and its allocator settles."""
 
 
 def test_nothing_is_left_of_many_connections(tmp_path: Path, figure: Figure) -> None:
