@@ -113,8 +113,4 @@ def _succeeds(command: list[str]) -> bool:
 
 
 def _until(attempt: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while not attempt():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{otherwise} after {READY_S:g} s; see the logs in build/e2e/log")
-        time.sleep(0.1)
+    machine.wait_for(attempt, f"{otherwise} after {READY_S:g} s; see the logs in build/e2e/log", READY_S)

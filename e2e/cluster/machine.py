@@ -51,7 +51,7 @@ def start(plan: Plan, node: Node) -> None:
     with (plan.logs / f"{node.name}.log").open("ab") as log:
         outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     _outer.append(outer)
-    pid = _wait_for(lambda: _child(outer.pid), f"{node.name} does not start: see {plan.logs / node.name}.log")
+    pid = wait_for(lambda: _child(outer.pid), f"{node.name} does not start: see {plan.logs / node.name}.log")
     _record(plan, node).write_text(json.dumps([pid, _born(pid)]))
 
 
@@ -60,7 +60,7 @@ def stop(plan: Plan, node: Node) -> None:
     with contextlib.suppress(NotRunning):
         pid = pid_of(plan, node.name)
         os.kill(pid, signal.SIGKILL)
-        _wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"{node.name} does not end")
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"{node.name} does not end")
     _record(plan, node).unlink(missing_ok=True)
     for hierarchy in _hierarchies():  # of pods: each that is left costs the next kubelet seconds
         _remove_cgroups(Path(f"{hierarchy}{cgroup(plan, node)}"))
@@ -146,12 +146,12 @@ def _remove_cgroups(own: Path) -> None:
         return not own.exists()
 
     with contextlib.suppress(TimeoutError):  # the machine's own business then: a later start meets it again
-        _wait_for(gone, f"{own} is busy")
+        wait_for(gone, f"{own} is busy")
 
 
-def _wait_for(attempt: Callable[[], T], otherwise: str) -> T:
-    """What attempt returns once it is true. Raises TimeoutError."""
-    deadline = time.monotonic() + PATIENCE_S
+def wait_for(attempt: Callable[[], T], otherwise: str, patience_s: float = PATIENCE_S) -> T:
+    """What attempt returns once it is true. Raises TimeoutError with what is otherwise the case."""
+    deadline = time.monotonic() + patience_s
     while not (found := attempt()):
         if time.monotonic() > deadline:
             raise TimeoutError(otherwise)

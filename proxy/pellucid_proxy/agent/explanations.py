@@ -11,7 +11,8 @@ from pellucid_policy.objects import Objects
 from pellucid_policy.verdict import RuleKey
 
 from ..control import Series
-from ..explain import Explanation, Question, Rule, Unexplainable, explain
+from ..explain import Explanation, Question, Unexplainable, explain
+from ..replay import RecordedRule
 from ..session.record import rule_labels
 from .flow_hub import FlowHub
 from .policy import Accepted, FromFolder
@@ -44,7 +45,7 @@ class _Record(msgspec.Struct, frozen=True):
     """What of a flow record is compared with an explanation."""
 
     verdict: str
-    policy: Rule | None
+    policy: RecordedRule | None
     source: _Source
 
 
@@ -127,15 +128,10 @@ def _is_of(line: bytes, found: Explanation) -> bool:
         said = msgspec.json.decode(line, type=_Record)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    rule = (
-        None
-        if found.policy is None
-        else (found.policy.kind, found.policy.namespace, found.policy.name, found.policy.rule)
+    rule = found.policy and RecordedRule(
+        found.policy.kind, found.policy.namespace, found.policy.name, found.policy.rule
     )
-    same = rule == (
-        None if said.policy is None else (said.policy.kind, said.policy.namespace, said.policy.name, said.policy.rule)
-    )
-    return same and said.verdict == found.verdict and said.source.address == found.source_address
+    return (said.policy, said.verdict, said.source.address) == (rule, found.verdict, found.source_address)
 
 
 def read_explanation(state: str, question: Question, timeout_s: float = ANSWER_S) -> Explanation:

@@ -77,9 +77,7 @@ FIRST_READ = cython.declare(cython.int, 16384)
 TIGHT_READ = cython.declare(cython.int, 4096)  # where too much waits already: at most this is added by a direction
 BUFFER_SIZE = cython.declare(cython.int, 262144)
 PIPE_SIZE = cython.declare(cython.int, 1 << 20)
-PIPE_COST = cython.declare(
-    cython.int, 65536
-)  # what a lent pipe counts as at least: two descriptors, and pages of its own
+PIPE_COST = cython.declare(cython.int, 65536)  # what a lent pipe counts as at least: it has two descriptors and pages
 IDLE_PIPES = cython.declare(cython.int, 256)  # kept open for reuse; more are closed
 # How long nothing is accepted when there are too many connections or descriptors, unless ROOM connections end before
 ROOM = cython.declare(cython.int, 16)
@@ -295,8 +293,7 @@ class Engine:
     def refuse_more(self):
         """Accept nothing from now on; what is in the sockets' queues stays there for another worker."""
         if self.accepting and not self.paused:
-            self.pause()
-            self.pauses -= 1
+            self.stop_listening()
         self.accepting = False
 
     def review(self):
@@ -339,14 +336,21 @@ class Engine:
     @cython.cfunc
     @cython.exceptval(check=False)
     def pause(self) -> cython.int:
-        """Level-triggered listeners that are not accepted from would be reported without end."""
-        listener: Listener
+        """Accept nothing for a while."""
         if self.accepting and not self.paused:
-            self.paused = True
             self.pauses += 1
             self.resume_at = self.now + PAUSE_NS
-            for listener in self.listeners:
-                kernel.unwatch(self.epoll, listener.fd)
+            self.stop_listening()
+        return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def stop_listening(self) -> cython.int:
+        """Level-triggered listeners that are not accepted from would be reported without end."""
+        listener: Listener
+        self.paused = True
+        for listener in self.listeners:
+            kernel.unwatch(self.epoll, listener.fd)
         return 0
 
     @cython.cfunc
