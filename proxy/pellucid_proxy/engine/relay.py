@@ -346,11 +346,13 @@ class Engine:
     @cython.cfunc
     @cython.exceptval(check=False)
     def stop_listening(self) -> cython.int:
-        """Level-triggered listeners that are not accepted from would be reported without end."""
+        """Level-triggered listeners that are not accepted from would be reported without end.
+
+        Nor is one accepted from that is further down in the batch at hand: the worker may end after it."""
         listener: Listener
         self.paused = True
         for listener in self.listeners:
-            kernel.unwatch(self.epoll, listener.fd)
+            self.forget(listener)
         return 0
 
     @cython.cfunc

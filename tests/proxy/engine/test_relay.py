@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 from typing import Any
 
@@ -315,6 +316,27 @@ def test_refusing_more_leaves_live_connections_alone() -> None:
         assert b.nothing_arrives()
         client.send(b"still here")
         assert b.read(origin, 10) == b"still here"
+
+
+def test_refusing_more_holds_for_the_batch_at_hand() -> None:
+    """Else the last event of a worker's life could be a connection, which would end with the worker."""
+
+    class Refuses(relay.Handler):
+        def on_event(self, events: int) -> int:
+            b.engine.refuse_more()
+            b.engine.forget(self)
+            return 0
+
+    with bench() as b:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            order = Refuses()
+            order.set_fd(ours.fileno())
+            b.engine.watch(order, select.EPOLLIN)
+            theirs.send(b"refuse")  # before the connection, so it is reported before
+            b.connect()
+            assert b.engine.poll(0) == 2
+            assert b.engine.connections == 0
 
 
 def test_closing_all_resets_both_sides_and_says_so() -> None:
