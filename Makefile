@@ -8,7 +8,7 @@ export PYTHON
 unexport PYTHONHOME
 
 VENV := .venv/bin
-SOURCES := $(CURDIR)/policy:$(CURDIR)/proxy:$(CURDIR)/cli
+SOURCES := $(CURDIR)/policy:$(CURDIR)/proxy:$(CURDIR)/operator:$(CURDIR)/cli
 UNCOMPILED := PELLUCID_FORM=uncompiled PYTHONPATH=$(SOURCES)
 # The path of the compiled form, which is made first where it is out of date.
 COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
@@ -72,7 +72,7 @@ fuzz-short: setup-python  ## a short run of fixed length, for every change
 
 lock:  ## requirements.lock from pyproject.toml; ARGS=--upgrade for the newest versions
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
-	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra operator --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o requirements.lock $(ARGS)
 	@build/lock/bin/uv pip compile --quiet fuzz/requirements.in --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o fuzz/requirements.lock $(ARGS)

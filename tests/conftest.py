@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_not_run] = []
     if importlib.util.find_spec("pellucid_proxy") is None:
         raise pytest.UsageError(
-            "nothing to test: PYTHONPATH=policy:proxy:cli has the sources, build/compiled/current the compiled form"
+            "nothing to test: PYTHONPATH=policy:proxy:operator:cli has the sources, build/compiled/current the compiled form"
         )
     wanted = os.environ.get("PELLUCID_FORM", form())
     if form() != wanted:

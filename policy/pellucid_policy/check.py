@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from . import check_rules
 from .check_rules import Finding, exactly_one
-from .installation import InterceptionAuthority, TransparentProxy
+from .installation import InterceptionAuthority, TransparentProxy, TransparentSnapshot
 from .meta import LabelSelector, Namespace, ObjectMeta, Operator, Pod
 from .model import ClusterTransparentPolicy, Policy, RuleAction, Tier, TransparentPolicy
 from .objects import Key, Object, Objects, Problem
@@ -37,6 +37,9 @@ def findings(each: Object) -> Iterator[Finding]:
         case TransparentProxy():
             yield from _metadata(each.metadata, namespaced=False)
             yield from _proxy(each)
+        case TransparentSnapshot():
+            yield from _metadata(each.metadata, namespaced=False)
+            yield from exactly_one("spec", {"index": each.spec.index, "piece": each.spec.piece})
         case _:
             yield from _metadata(each.metadata, namespaced=False)
 

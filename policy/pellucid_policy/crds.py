@@ -53,12 +53,12 @@ KINDS = (
     Kind(installation.TransparentProxy, "transparentproxies", ("tproxy",), False, (_NODES, _AGE)),
     Kind(
         installation.TransparentSnapshot, "transparentsnapshots", ("tsnap",), False,
-        (("Revision", ".spec.revision", "string"), _AGE),
+        (("Revision", ".spec.index.revision", "string"), _AGE),
     ),
     Kind(
         installation.TransparentNode, "transparentnodes", ("tnode",), False,
         (
-            ("Revision", ".status.revision", "string"),
+            ("Revision", ".status.revision", "string"), ("Version", ".status.version", "string"),
             ("Intercepts", ".status.conditions[?(@.type=='InterceptionVerified')].status", "string"), _AGE,
         ),
     ),
@@ -164,6 +164,7 @@ CHECKS: Mapping[type[Any], tuple[Check, ...]] = {
         ),
     ),
     installation.AuthorityKey: (_exactly_one("secretRef", "files"),),
+    installation.SnapshotSpec: (_exactly_one("index", "piece"),),
     meta.LabelRequirement: (
         (
             "(self.operator in ['In', 'NotIn']) == has(self.values)",

@@ -119,11 +119,26 @@ class TransparentProxy(Strict, frozen=True):
     status: PolicyStatus | UnsetType = UNSET
 
 
-class SnapshotSpec(Strict, frozen=True):
-    """data: base64 of the compiled policy."""
+class SnapshotIndex(Strict, frozen=True):
+    """What nodes enforce together: all pieces by name, and the features that a node must have for them."""
 
     revision: Text
-    data: Annotated[str, Meta(min_length=1, max_length=1400000)]
+    format: Annotated[int, Meta(ge=1)]
+    features: Annotated[tuple[Text, ...], Meta(max_length=64)]
+    pieces: Annotated[tuple[Text, ...], Meta(max_length=4096)]
+
+
+class SnapshotPiece(Strict, frozen=True):
+    """data: base64 of compressed policies; their hash is the object's name."""
+
+    data: Annotated[str, Meta(min_length=1, max_length=350000)]
+
+
+class SnapshotSpec(Strict, frozen=True):
+    """Exactly one of its fields."""
+
+    index: SnapshotIndex | UnsetType = UNSET
+    piece: SnapshotPiece | UnsetType = UNSET
 
 
 class TransparentSnapshot(Strict, frozen=True):
@@ -140,7 +155,10 @@ class Finding(Strict, frozen=True):
 
 
 class NodeStatus(Strict, frozen=True):
+    """revision: of the snapshot that is enforced. version: of Pellucid on the node."""
+
     revision: Text | UnsetType = UNSET
+    version: Text | UnsetType = UNSET
     observed_generation: Count | UnsetType = UNSET
     conditions: Conditions | UnsetType = UNSET
     findings: Annotated[tuple[Finding, ...], Meta(max_length=64)] | UnsetType = UNSET

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -46,24 +46,32 @@ def parse_files(files: Mapping[str, bytes]) -> Objects | list[Problem]:
 
     Every broken object yields at least one problem, and each of its broken rules one. Several documents a file, and v1 List, are read.
     """
+    problems: list[Problem] = []
+    return _objects((item for file in sorted(files) for item in _items(file, files[file], problems)), problems)
+
+
+def parse_values(values: Iterable[tuple[str, Any]]) -> Objects | list[Problem]:
+    """Return the objects of values that were decoded already, each with what to call its source, or the problems."""
+    return _objects(((value, Origin(source, (), 0)) for source, value in values), [])
+
+
+def _objects(items: Iterable[Item], problems: list[Problem]) -> Objects | list[Problem]:
     found: list[Object] = []
     origins: dict[Key, Origin] = {}
-    problems: list[Problem] = []
-    for file in sorted(files):
-        for value, origin in _items(file, files[file], problems):
-            each = _object(value, origin, problems)
-            if each is None:
-                continue
-            first = origins.setdefault(key_of(each), origin)
-            if first is not origin:
-                at = first.problem("metadata.name", "")
-                problems.append(
-                    origin.problem(
-                        "metadata.name", f"{_said(each)} is there twice, first at {at.file}:{at.line}", "keep one"
-                    )
+    for value, origin in items:
+        each = _object(value, origin, problems)
+        if each is None:
+            continue
+        first = origins.setdefault(key_of(each), origin)
+        if first is not origin:
+            at = first.problem("metadata.name", "")
+            problems.append(
+                origin.problem(
+                    "metadata.name", f"{_said(each)} is there twice, first at {at.file}:{at.line}", "keep one"
                 )
-                continue
-            found.append(each)
+            )
+            continue
+        found.append(each)
     if len(found) > MAX_OBJECTS:
         problems.append(Problem("", 1, "", f"{len(found)} objects are more than {MAX_OBJECTS}"))
     objects = collect(found, origins)
