@@ -19,7 +19,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "run": Entry("run", "Run the proxy on this machine, by the policy files of a folder."),
+    "run": Entry("run", "Run the proxy on this machine, by the policy files of a folder or as a node of a cluster."),
     "lab": Entry("lab", "See it work: pods, a node and servers in network namespaces, with live flows."),
     "lint": Entry("lint", "Check policy files: everything this node would refuse, with line and cure."),
     "status": Entry("status", "Show in one screen whether this machine enforces its policy."),

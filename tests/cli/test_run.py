@@ -95,7 +95,9 @@ def test_state_lies_where_the_user_may_write(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Missing option '--policy'"),
+        ([], "Give --policy DIR or --cluster, and not both"),
+        (["--policy", ".", "--cluster"], "Give --policy DIR or --cluster, and not both"),
+        (["--cluster"], "--cluster needs --node: the name of the Node object"),
         (["--policy", "/no/such"], "'/no/such' does not exist"),
         (["--policy", ".", "--scope", "10.244.0.1/16"], "did you mean 10.244.0.0/16?"),
         (["--policy", ".", "--scope", "pods"], "pods is not a network"),

@@ -13,10 +13,16 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
 @click.option(
     "--policy",
     type=click.Path(file_okay=False),
-    required=True,
+    default="",
     metavar="DIR",
     help="Folder of YAML files: policies, and Pod and Namespace objects. Watched; a change is taken as a whole or refused "
     "as a whole, and the last good policy then stays in force.",
+)
+@click.option(
+    "--cluster",
+    is_flag=True,
+    help="Instead of a folder, follow the API server of the cluster whose node this is, as a pod with a service account: what the "
+    "operator compiled, and the node's own pods. Needs --node.",
 )
 @click.option(
     "--scope",
@@ -100,6 +106,7 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
 def command(
     ctx: click.Context,
     policy: str,
+    cluster: bool,
     scope: tuple[str, ...],
     state: str,
     metrics: str | None,
@@ -114,7 +121,7 @@ def command(
     worker_user: str,
     log_level: str,
 ) -> None:
-    """Run the proxy on this machine, by the policy files of a folder.
+    """Run the proxy on this machine, by the policy files of a folder or as a node of a cluster.
 
     Takes the TCP connections that come from --scope, decides each by the policy, and relays, routes or refuses it. Needs
     the rights to change nftables and routes (root, or CAP_NET_ADMIN and CAP_NET_RAW). Kernel rules appear only when the
@@ -125,6 +132,7 @@ def command(
     pellucid run --policy examples/quickstart --scope 10.244.0.0/16
     pellucid run --policy /etc/pellucid --metrics 127.0.0.1:9090 --flows /var/log/pellucid/flows.json
     pellucid run --takeover --policy /etc/pellucid …   # a new version, without a lost connection
+    pellucid run --takeover --cluster --node "$NODE_NAME" --state /var/lib/pellucid
 
     \b
     Exit status: 0 stopped on request
@@ -135,10 +143,15 @@ def command(
     from pellucid_proxy.agent.last_good import NAME
     from pellucid_proxy.supervisor import RunOptions, run
 
-    if not os.path.isdir(policy) and not os.path.exists(os.path.join(state, NAME)):
+    if bool(policy) == cluster:
+        raise click.UsageError("Where does the policy come from? Give --policy DIR or --cluster, and not both.", ctx)
+    if cluster and not node:
+        raise click.UsageError("--cluster needs --node: the name of the Node object of this machine.", ctx)
+    if policy and not os.path.isdir(policy) and not os.path.exists(os.path.join(state, NAME)):
         raise click.BadParameter(f"Directory '{policy}' does not exist.", ctx, param_hint="'--policy'")
     options = RunOptions(
         policy=policy,
+        cluster=cluster,
         scope=scope,
         state=state,
         metrics=metrics,

@@ -16,7 +16,7 @@ from pellucid_policy.compile import PolicySet, encode
 from ..kernel.apply import KernelError
 from ..settings import NodeSettings
 from ..supervisor.messages import AgentConfig, Configured, Enforced, Left, Ping, Pong, Ready, Stop, WorkerStarted
-from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal
+from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from ..worker_config import sealed_memfd
 from . import last_good, report
 from .channel import SupervisorChannel
@@ -27,18 +27,24 @@ from .flow_hub import FlowHub
 from .flows import FlowFile, FlowPipe
 from .metrics_server import MetricsServer
 from .node_settings import differences, fixed_differences, node_settings
-from .policy import Accepted, BadPolicy, accept_folder
+from .policy import Accepted, BadPolicy
 from .repairs import Repairs
-from .source_files import FolderWatch, fingerprint, written_at
+from .source import Source
+from .source_folder import FolderSource
 from .status import remove_socket, serve_status
 from .workers import Workers
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0  # after workers or kernel did not take a policy that is good in itself
-PLAUSIBLE_AGE_S = 10.0  # a file written longer ago was moved here now: its own time says nothing of when
+FIRST_PATIENCE_S = 2.0  # for a source that may have to be asked, where the last good policy can stand in
 WORKERS_GRACE_S = 1.0  # beyond the drain time, for workers to end
 FLOW_FILE_GRACE_S = 2.0
+
+
+def source_of(options: RunOptions) -> Source:
+    """Where the node's policy comes from."""
+    return FolderSource(options.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class Node:
     preflight: Callable[[NodeSettings], None]
     addresses: Callable[[], tuple[bytes, ...]] = node_addresses
     rules: Callable[[NodeSettings, str], Rules] = DataPath
+    source: Callable[[RunOptions], Source] = source_of
 
 
 async def serve(config: AgentConfig, node: Node) -> int:
@@ -64,7 +71,7 @@ async def serve(config: AgentConfig, node: Node) -> int:
 class Agent:
     """One run. What it opens is closed by the stack that open() was given, the last first."""
 
-    def __init__(self, config: AgentConfig, node: Node, flows: FlowFile | None) -> None:
+    def __init__(self, config: AgentConfig, node: Node, source: Source, flows: FlowFile | None) -> None:
         self._options = config.options
         self._running = config.running
         self._takes_over = config.takes_over
@@ -80,7 +87,7 @@ class Agent:
         self._report = report.Report(config, self._name, self._workers, flows, self._hub)
         self._explanations = Explanations(self._report, self._hub, node.addresses)
         self._answering: asyncio.Task[None] | None = None
-        self._seen = fingerprint(config.options.policy)
+        self._source = source
         self._enforcer: Enforcer | None = None
         self._settings: NodeSettings | None = None
         self._first: Accepted | None = None
@@ -94,7 +101,7 @@ class Agent:
             flows = None if options.flows is None else FlowFile(options.flows)
         except OSError as err:
             raise Refusal(f"--flows: {options.flows}: {err.strerror}; give a file that can be written, or -") from err
-        agent = cls(config, node, flows)
+        agent = cls(config, node, node.source(options), flows)
         stack.callback(agent._close)
         if options.metrics is not None:
             try:
@@ -124,7 +131,7 @@ class Agent:
                 work = tasks.create_task(self._work(), name="work")
                 tasks.create_task(self._cancel_when_asked(work), name="wait for stop")
         except* Refusal as group:
-            refused = group.exceptions[0] if isinstance(group.exceptions[0], Refusal) else None
+            refused = _first_of(group)
         if refused is not None:
             log.error("%s", refused)
             if self._running is None:
@@ -138,35 +145,36 @@ class Agent:
         work.cancel()
 
     async def _work(self) -> None:
-        accepted = self._first = await self._first_policy()
-        await self._configure(accepted)
-        await self._enforce_first(accepted)
-        assert self._report.repairs is not None
-        watch = FolderWatch(self._options.policy, self._seen)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch.notice(), name="notice changes")
-            tasks.create_task(self._follow(watch), name="follow folder")
+            tasks.create_task(self._source.run(), name="notice changes")
+            accepted = self._first = await self._first_policy()
+            await self._configure(accepted)
+            await self._enforce_first(accepted)
+            assert self._report.repairs is not None
+            tasks.create_task(self._follow(), name="follow the source")
             tasks.create_task(self._report.repairs.run(), name="repair rules")
 
     # Start
 
     async def _first_policy(self) -> Accepted:
-        """The folder's policy, or the last good one where the folder is bad. Raises Refusal."""
-        folder, state = self._options.policy, self._options.state
-        try:
-            return await asyncio.to_thread(accept_folder, folder)
-        except BadPolicy as bad:
-            self._refuse(bad.problems)
-        try:
-            accepted = await asyncio.to_thread(last_good.load, state)
-        except last_good.Unusable as err:
-            why = f"--policy: {folder} is refused for the reasons above, and no last good policy can stand in: {err}"
-            raise Refusal(why, BAD_POLICY) from err
-        log.warning(
-            "%s is refused: enforcing the last good policy, revision %s, instead", folder, accepted.policy.revision
-        )
-        self._report.source = report.LAST_GOOD
-        return accepted
+        """The source's policy, or the last good one where it is bad or away. Raises Refusal."""
+        while True:
+            try:
+                await self._source.first(FIRST_PATIENCE_S)
+                return await asyncio.to_thread(self._source.read)
+            except BadPolicy as bad:
+                if tuple(bad.problems) != self._report.problems:
+                    self._refuse(bad.problems)
+            try:
+                accepted = await asyncio.to_thread(last_good.load, self._options.state)
+            except last_good.Unusable as err:
+                if self._source.comes_later:
+                    continue
+                why = f"--policy: {self._options.policy} is refused for the reasons above, and no last good policy can stand in: {err}"
+                raise Refusal(why, BAD_POLICY) from err
+            log.warning("enforcing the last good policy, revision %s, instead", accepted.policy.revision)
+            self._report.source = report.LAST_GOOD
+            return accepted
 
     async def _configure(self, accepted: Accepted) -> None:
         """Have the workers started. Nothing in the kernel is touched before they are: if another pellucid has the port, its rules stay."""
@@ -239,25 +247,21 @@ class Agent:
         except last_good.Unusable:
             return None
 
-    # Following the folder
+    # Following the source
 
-    async def _follow(self, watch: FolderWatch) -> None:
+    async def _follow(self) -> None:
         patience: float | None = None
         while True:
-            previous, self._seen = self._seen, await watch.changed(patience)
-            noticed = time.time()
-            written = written_at(self._seen, previous)
-            if written is None or not 0 <= noticed - written <= PLAUSIBLE_AGE_S:
-                written = noticed
+            written = await self._source.changed(patience)
             patience = None if await self._take(written) else RETRY_S
 
     async def _take(self, written: float) -> bool:
-        """Enforce what the folder holds now, or say why not and leave all as it is. False: to be tried again though nothing changes."""
+        """Enforce what the source holds now, or say why not and leave all as it is. False: to be tried again though nothing changes."""
         assert self._settings is not None
         assert self._enforcer is not None
         assert self._enforcer.enforced is not None
         try:
-            accepted = await asyncio.to_thread(accept_folder, self._options.policy)
+            accepted = await asyncio.to_thread(self._source.read)
             changed = differences(self._settings, node_settings(self._options, accepted.wishes))
         except BadPolicy as bad:
             self._refuse(bad.problems)
@@ -265,7 +269,7 @@ class Agent:
         except Refusal as refusal:
             self._refuse([str(refusal)])
             return True
-        if changed:
+        if changed and not self._source.comes_later:
             self._refuse(changed)
             return True
         if accepted.policy.revision != self._enforcer.enforced.revision:
@@ -277,9 +281,13 @@ class Agent:
             self._report.applied(time.time() - written)
             log.info("enforcing revision %s", accepted.policy.revision)
         elif self._report.problems:
-            log.info("the folder is good again, and holds what is enforced: revision %s", accepted.policy.revision)
-        self._report.problems = ()
-        self._report.source = report.FOLDER
+            log.info(
+                "the %s is good again, and holds what is enforced: revision %s",
+                self._source.name,
+                accepted.policy.revision,
+            )
+        self._report.problems = tuple(changed)
+        self._report.source = self._source.name
         await self._keep(accepted)
         return True
 
@@ -301,6 +309,9 @@ class Agent:
 
     async def _leave(self, stop: Stop) -> bool:
         """End the workers and bring the kernel's rules to where they are to stay. False if the kernel refused."""
+        if not stop.keep_rules and await self._source.stays():
+            log.info("another pod will come in this one's place: the rules stay, and refuse closed pods until then")
+            stop = Stop(0.0, keep_rules=True)
         self._report.phase = report.DRAINING if stop.drain_s else report.STOPPING
         enforcer = self._enforcer if self._enforcer is not None and self._enforcer.touched else None
         try:
@@ -389,3 +400,8 @@ class Agent:
     def _on_reopen_flows(self) -> None:
         if self._flows is not None:
             self._flows.reopen()
+
+
+def _first_of(group: BaseExceptionGroup[Refusal]) -> Refusal:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first

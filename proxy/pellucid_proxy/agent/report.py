@@ -51,7 +51,7 @@ class Report:
         self.repairs: Repairs | None = None
         self._config = config
         self._options = config.options
-        self._folder = os.path.abspath(config.options.policy)
+        self._folder = os.path.abspath(config.options.policy) if config.options.policy else ""
         self._node = node
         self._workers = workers
         self._flows = flows

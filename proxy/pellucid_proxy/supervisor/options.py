@@ -13,7 +13,7 @@ STOPPED, FAILED, BAD_POLICY, REFUSED = 0, 1, 2, 3
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The command line, not yet checked. What is None or empty is taken from the folder's TransparentProxy object, or else the default.
 
-    policy: folder of YAML files. scope, exclude, allow_dial: CIDRs (settings.NodeSettings).
+    policy: folder of YAML files; "": the cluster's API server says (cluster). scope, exclude, allow_dial: CIDRs (settings.NodeSettings).
     state: folder of lock, status socket and last good policy; made if missing.
     metrics: ADDR:PORT to serve Prometheus on. flows: file that flow records are appended to, - for standard output; None: no records.
     drain_s: how long live connections may go on after the first SIGTERM or SIGINT. node: this node's name, by default the host's.
@@ -22,7 +22,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     worker_user: whose workers are: NAME, UID, UID:GID, or same; "": rights/users.py.
     """
 
-    policy: str
+    policy: str = ""
+    cluster: bool = False
     scope: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_dial: tuple[str, ...] = ()
