@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 from pellucid_cli.lab.clients import get
+from pellucid_cli.lab.instance import Instance
 from pellucid_cli.lab.servers import speak_http
 from pellucid_cli.lab.topology import Namespace
+from pellucid_proxy.agent.status import read_status
 from pellucid_proxy.capacity import within
 from pellucid_proxy.settings import NodeSettings
 from tests.netns.world import eventually
@@ -170,3 +172,52 @@ def test_past_the_limit_of_a_worker_new_connections_wait_and_live_ones_go_on(tmp
     )
     assert arrived == LIMIT
     assert (going_on, served) == (TOO_MANY, TOO_MANY)
+
+
+def _strains(instance: Instance) -> tuple[str, ...]:
+    return read_status(str(instance.state)).strains
+
+
+def _tracked(node: Namespace, what: str) -> int:
+    return int(node.call(Path(f"/proc/sys/net/netfilter/nf_conntrack_{what}").read_text))
+
+
+def _crowd(pod: Namespace, address: str, entries: int) -> None:
+    """Datagrams from pod make so many entries of connection tracking, one a destination port."""
+
+    def send() -> None:
+        for _ in range(-(-entries // 65_000)):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for port in range(1, 65_001):
+                    with contextlib.suppress(OSError):  # there is no room
+                        sender.sendto(b"", (address, port))
+
+    pod.call(send)
+
+
+def test_what_the_proxy_carries_needs_no_room_in_connection_tracking(tmp_path: Path, figure: Figure) -> None:
+    """The table is full of another pod's flows, which no policy selects and the kernel tracks: the proxy's own are untracked."""
+    with Stage(tmp_path) as stage, CountingServer(stage["web"], 80):
+        stage.write(
+            "policy.yaml", policy(f"  - {{match: {{destinations: [{{domain: {NAME}}}]}}, action: Allow}}", pod="a")
+        )
+        a, b, web, node = stage["a"], stage["b"], stage["web"], stage.node
+        node.sysctl(net__netfilter__nf_conntrack_udp_timeout=600)
+        stage["other"].nft(
+            "table inet deaf { chain in { type filter hook prerouting priority raw; meta l4proto udp drop; }; }"
+        )
+        with stage.run("--workers", "1") as instance:
+            most = _tracked(node, "max")
+            _crowd(b, stage["other"].ipv4, most)
+            full = _tracked(node, "count")
+            answered = sum(get(a, web.addresses[n % 2], 80, NAME).end == "answered" for n in range(50))
+            strained = [each for each in _strains(instance) if "connection tracking" in each]
+            node.run(["conntrack", "-F"])
+            assert not [each for each in _strains(instance) if "connection tracking" in each]
+    figure(
+        "connection tracking full",
+        f"{full:,} of {most:,} entries; {answered} of 50 connections through the proxy answered",
+    )
+    assert full > 0.95 * most
+    assert strained
+    assert answered == 50
