@@ -35,7 +35,7 @@ def node_status(
     before: Iterable[Condition] = (),
 ) -> installation.NodeStatus:
     """The status to write. offered, enforced: revisions of snapshots, "" for none. silent: IP versions (4, 6) over which no canary was
-    answered of late; None: it is too early to say. now: RFC 3339. before: the conditions as they are, whose times stay where nothing changes."""
+    answered of late; None: it is too early to say. now: RFC 3339. before: the conditions as they are; times stay where nothing changes."""
     known = {each.type: each for each in before}
     conditions = (_programmed(told, offered, enforced), _verified(silent), _intact(told.rules))
     return installation.NodeStatus(
