@@ -23,6 +23,8 @@ state_option = click.option(
     metavar="DIR",
     default=default_state,
     show_default="/run/pellucid, or pellucid in $XDG_RUNTIME_DIR",
+    envvar="PELLUCID_STATE",
+    show_envvar=True,
     help="Folder of the running instance: lock, status socket, last good policy.",
 )
 

@@ -114,7 +114,7 @@ def command(
     )  # fmt: skip
     if last is None and since_ is None:
         last = 0 if follow else DEFAULT_LAST
-    shown = _Shown(wanted, last, _printer(output))
+    shown = _Shown(wanted, last, printer(output))
     try:
         shown.all_of(_lines(file, state, history=last != 0, follow=follow))
     except KeyboardInterrupt:
@@ -199,7 +199,8 @@ class _Shown:
             click.echo(text)
 
 
-def _printer(output: str) -> Callable[[bytes, Any], str]:
+def printer(output: str) -> Callable[[bytes, Any], str]:
+    """What turns a record, as its line and as JSON's value, into what is shown. output: as of the option."""
     from ..records import flow_text, wide_text
 
     if output == "auto":
