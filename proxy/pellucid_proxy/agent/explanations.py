@@ -15,7 +15,7 @@ from ..explain import Explanation, Question, Unexplainable, explain
 from ..replay import RecordedRule
 from ..session.record import rule_labels
 from .flow_hub import FlowHub
-from .policy import Accepted, FromFolder
+from .policy import Accepted, Fresh
 from .report import Report
 from .status import PATIENCE_S, VERSION, NotRunning, connected, refusal, translated
 
@@ -61,7 +61,7 @@ class Explanations:
 
     def enforced(self, accepted: Accepted) -> None:
         """This is in force from now on."""
-        objects = accepted.objects if isinstance(accepted, FromFolder) else None
+        objects = accepted.objects if isinstance(accepted, Fresh) else None
         self._objects = (accepted.policy.revision, objects)
 
     async def answer(self, line: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

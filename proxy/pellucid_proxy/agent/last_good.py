@@ -27,7 +27,9 @@ class Unusable(Exception):
 
 def save(state: str, accepted: Accepted) -> None:
     """Replace the last good policy in folder state; after a power cut either the old or the new one is there. Raises OSError."""
-    content = msgspec.msgpack.encode(Accepted(accepted.policy, accepted.wishes))  # without what it was made from
+    content = msgspec.msgpack.encode(
+        Accepted(accepted.policy, accepted.wishes, accepted.snapshot)
+    )  # without what it was made from
     data = msgspec.msgpack.encode(_Envelope(FORMAT, hashlib.sha256(content).digest(), content))
     fd, temporary = tempfile.mkstemp(prefix=f".{NAME}-", dir=state)  # mode 0600
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pellucid_policy.compile import PolicySet, encode
 
 from ..kernel.apply import KernelError
+from ..kube.access import ApiError, in_cluster
 from ..settings import NodeSettings
 from ..supervisor.messages import AgentConfig, Configured, Enforced, Left, Ping, Pong, Ready, Stop, WorkerStarted
 from ..supervisor.options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
@@ -43,8 +44,18 @@ FLOW_FILE_GRACE_S = 2.0
 
 
 def source_of(options: RunOptions) -> Source:
-    """Where the node's policy comes from."""
-    return FolderSource(options.policy)
+    """Where the node's policy comes from. Raises Refusal."""
+    if not options.cluster:
+        return FolderSource(options.policy)
+    from .source_cluster import (  # its client takes ten megabytes, which a folder does not need
+        ClusterSource,
+        daemon_set_of,
+    )
+
+    try:
+        return ClusterSource(in_cluster(), options.node, daemon_set_of())
+    except ApiError as err:
+        raise Refusal(f"--cluster: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,7 @@ class Agent:
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._source.run(), name="notice changes")
+            tasks.create_task(self._source.tell(self._report), name="tell what became of it")
             accepted = self._first = await self._first_policy()
             await self._configure(accepted)
             await self._enforce_first(accepted)
@@ -299,6 +311,7 @@ class Agent:
         self._report.problems = tuple(problems)
 
     async def _keep(self, accepted: Accepted) -> None:
+        self._report.snapshot = accepted.snapshot
         self._explanations.enforced(accepted)
         try:
             await asyncio.to_thread(last_good.save, self._options.state, accepted)
@@ -324,6 +337,7 @@ class Agent:
             self._report.phase = report.STOPPING
             if enforcer is not None and not stop.keep_rules:
                 await enforcer.remove()
+                await self._source.left()
             elif enforcer is not None and enforcer.enforced is None and self._first is not None:
                 await enforcer.give_up(self._first.policy)
         except KernelError as err:

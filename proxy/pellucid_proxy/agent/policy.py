@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A whole folder that this node can enforce."""
+    """A whole folder, or snapshot of a cluster, that this node can enforce. snapshot: its revision, "" for a folder."""
 
     policy: PolicySet
     wishes: Wishes
+    snapshot: str = ""
 
 
-class FromFolder(Accepted, frozen=True):
+class Fresh(Accepted, frozen=True, kw_only=True):
     """As it was read just now. objects: what the policy was compiled from."""
 
     objects: Objects
@@ -40,7 +41,7 @@ class BadPolicy(Exception):
         self.problems = problems
 
 
-def accept_folder(folder: str) -> FromFolder:
+def accept_folder(folder: str) -> Fresh:
     """What folder holds now. Raises BadPolicy and nothing else. May take seconds: to be called in a thread."""
     try:
         return accept(read_folder(folder))
@@ -55,13 +56,19 @@ def accept_folder(folder: str) -> FromFolder:
         ) from err
 
 
-def accept(files: tuple[SourceFile, ...]) -> FromFolder:
+def accept(files: tuple[SourceFile, ...]) -> Fresh:
     """What files hold together. Raises BadPolicy; a file is never left out, nor an object of it."""
     objects = parse_files({file.path: file.content for file in files})
-    problems = unsupported(objects) if isinstance(objects, Objects) else objects
-    if not isinstance(objects, Objects) or problems:
+    if not isinstance(objects, Objects):
+        raise BadPolicy([str(problem) for problem in objects])
+    return accept_objects(objects)
+
+
+def accept_objects(objects: Objects, snapshot: str = "") -> Fresh:
+    """What objects say together. Raises BadPolicy."""
+    if problems := unsupported(objects):
         raise BadPolicy([str(problem) for problem in problems])
-    return FromFolder(compile_policies(objects), wishes_of(objects), objects)
+    return Fresh(compile_policies(objects), wishes_of(objects), snapshot, objects=objects)
 
 
 def wishes_of(objects: Objects) -> Wishes:

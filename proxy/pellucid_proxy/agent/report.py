@@ -46,6 +46,7 @@ class Report:
         self.phase = STARTING
         self.source = FOLDER
         self.problems: tuple[str, ...] = ()
+        self.snapshot = ""  # the revision of the cluster's snapshot that is enforced
         self.settings: NodeSettings | None = None
         self.enforcer: Enforcer | None = None
         self.repairs: Repairs | None = None
@@ -139,6 +140,15 @@ class Report:
             unconfined=self._separation.lacking,
             strains=strains(*conntrack_use(), {index: each for index, each in by_worker.items() if each is not None}),
         )
+
+    async def counted(self, name: str) -> dict[tuple[str, ...], float]:
+        """What the workers counted of a metric, by its labels."""
+        found: dict[tuple[str, ...], float] = {}
+        for series in (await self._workers.stats()).values():
+            for each in series or ():
+                if each.name == name:
+                    found[each.labels] = found.get(each.labels, 0.0) + float(each.value)
+        return found
 
     def _own(self) -> list[Series]:
         found = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .policy import FromFolder
+from .policy import Fresh
+from .report import Report
 
 
 class Source(Protocol):
@@ -26,10 +27,16 @@ class Source(Protocol):
         Returns when the change was made, as far as that is known, in seconds since the epoch."""
         ...
 
-    def read(self) -> FromFolder:
+    def read(self) -> Fresh:
         """What is to be enforced now. Raises BadPolicy and nothing else. May take seconds: to be called in a thread."""
         ...
 
     async def stays(self) -> bool:
         """Whether, though this run is told to stop, another one will come in its place: then its rules stay."""
         ...
+
+    async def tell(self, report: Report) -> None:
+        """Keep who gave the policy told of what became of it; until cancelled, or at once where nobody wants to know."""
+
+    async def left(self) -> None:
+        """This run has taken its rules away."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from .policy import FromFolder, accept_folder
+from .policy import Fresh, accept_folder
+from .report import Report
 from .source_files import FolderWatch, fingerprint, written_at
 
 PLAUSIBLE_AGE_S = 10.0  # a file written longer ago was moved here now: its own time says nothing of when
@@ -35,9 +36,14 @@ class FolderSource:
             return noticed
         return written
 
-    def read(self) -> FromFolder:
+    def read(self) -> Fresh:
         return accept_folder(self._folder)
 
     async def stays(self) -> bool:
         """Who stops a run on a machine of its own wants it away."""
         return False
+
+    async def tell(self, report: Report) -> None:
+        """Who wrote the folder asks `pellucid status`."""
+
+    async def left(self) -> None: ...
