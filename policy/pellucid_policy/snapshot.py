@@ -29,8 +29,8 @@ from .meta import (
     ObjectMeta,
     Operator,
 )
-from .model import ClusterTransparentPolicy, TransparentPolicy
-from .objects import Object, Objects, key_of
+from .model import ClusterTransparentPolicy, ClusterTransparentPolicySpec, TransparentPolicy
+from .objects import Key, Object, Objects, key_of
 from .parse import parse_values
 from .selection import namespace_labels
 
@@ -83,8 +83,9 @@ class Incomplete(Unusable):
 # The operator's half
 
 
-def snapshot_of(objects: Objects) -> Snapshot:
+def snapshot_of(objects: Objects) -> tuple[Snapshot, dict[Key, str]]:
     """Return what nodes are to enforce: policies, authorities and the installation of objects; namespaces resolve selectors.
+    And a digest of each object as nodes will see it.
 
     The same objects give the same snapshot, in whichever order they came. Raises TooLarge.
     """
@@ -112,10 +113,11 @@ def snapshot_of(objects: Objects) -> Snapshot:
     pieces = {piece_name(data): base64.b64encode(data).decode() for data in packed}
     said = msgspec.json.encode((FORMAT, sorted(features), sorted(pieces)))
     revision = hashlib.sha256(said).hexdigest()[:_REVISION_DIGITS]
-    return Snapshot(
-        SnapshotIndex(revision=revision, format=FORMAT, features=tuple(sorted(features)), pieces=tuple(sorted(pieces))),
-        pieces,
+    index = SnapshotIndex(
+        revision=revision, format=FORMAT, features=tuple(sorted(features)), pieces=tuple(sorted(pieces))
     )
+    digests = {key: hashlib.sha256(text).hexdigest()[:_REVISION_DIGITS] for key, text in texts.items()}
+    return Snapshot(index, pieces), digests
 
 
 def piece_name(data: bytes) -> str:
@@ -129,18 +131,18 @@ def _without_placement(proxy: TransparentProxy) -> TransparentProxy:
 
 
 def _text(each: Shipped, labels: Mapping[str, Mapping[str, str]]) -> bytes:
-    meta = each.metadata
+    meta, spec = each.metadata, each.spec
     value: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": each.kind,
         "metadata": ObjectMeta(name=meta.name, namespace=meta.namespace, creation_timestamp=meta.creation_timestamp),
-        "spec": each.spec,
     }
-    if isinstance(each, ClusterTransparentPolicy) and each.spec.namespace_selector not in (UNSET, LabelSelector()):
-        selector = each.spec.namespace_selector
+    if isinstance(spec, ClusterTransparentPolicySpec) and spec.namespace_selector not in (UNSET, LabelSelector()):
+        selector = spec.namespace_selector
         assert isinstance(selector, LabelSelector)
         value[IN_NAMESPACES] = sorted(name for name, of in labels.items() if selector.matches(of))
-    return msgspec.json.encode(value)
+        spec = replace(spec, namespace_selector=LabelSelector())  # of any length, the names are what counts
+    return msgspec.json.encode({**value, "spec": spec})
 
 
 def _packed(texts: list[bytes]) -> bytes:

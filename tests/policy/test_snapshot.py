@@ -24,7 +24,9 @@ from pellucid_policy.snapshot import (
     Unusable,
     objects_of,
     piece_name,
-    snapshot_of,
+)
+from pellucid_policy.snapshot import (
+    snapshot_of as packed,
 )
 
 from . import generate
@@ -34,6 +36,10 @@ def read(text: str) -> Objects:
     found = parse_files({"test.yaml": text.encode()})
     assert isinstance(found, Objects), found
     return found
+
+
+def snapshot_of(objects: Objects) -> Snapshot:
+    return packed(objects)[0]
 
 
 def policy(name: str, domain: str = "example.com") -> str:
@@ -120,6 +126,8 @@ def test_more_namespaces_than_a_selector_may_list_are_resolved() -> None:
         for number in range(200)
     )
     found = unpacked(snapshot_of(read(cluster_policy("{matchLabels: {team: red}}") + many)))
+    again = dataclasses.replace(found, namespaces=read(many).namespaces)
+    assert unpacked(snapshot_of(again)) == found, "what was resolved may be packed again"
     assert compile_policies(dataclasses.replace(found, pods=read(POD % "n199").pods)).pods[0].group is not None
 
 

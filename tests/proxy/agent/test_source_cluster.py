@@ -69,7 +69,7 @@ class World:
         self.source = source
 
     async def offer(self, found: Objects, *, index_first: bool = False) -> str:
-        snapshot = snapshot_of(found)
+        snapshot, _ = snapshot_of(found)
         pieces: list[dict[str, Any]] = [
             {"metadata": {"name": name}, "spec": {"piece": {"data": data}}} for name, data in snapshot.pieces.items()
         ]
@@ -153,7 +153,7 @@ def test_pieces_that_do_not_come_are_told_and_what_was_read_stays(
         async with world(tmp_path) as w:
             await w.offer(objects("one.example"))
             await w.source.first(PATIENCE_S)
-            index = snapshot_of(objects("two.example")).index
+            index = snapshot_of(objects("two.example"))[0].index
             await w.server.put(
                 SNAPSHOTS, {"metadata": {"name": "current"}, "spec": {"index": msgspec.to_builtins(index)}}
             )

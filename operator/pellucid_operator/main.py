@@ -1,0 +1,166 @@
+"""The operator's life: kopf watches, the loop plans and writes. One of it runs in a cluster (Deployment, one replica, Recreate)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kopf
+import prometheus_client
+import yaml
+
+from .cluster import Cluster, Refused
+from .loop import Loop
+from .world import DAEMON_SETS, WATCHED, Body, Kind
+
+log = logging.getLogger(__name__)
+
+STOPPED, FAILED, WRONG = 0, 1, 2
+WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """namespace: Pellucid's own. templates: folder of DaemonSets, one a file. deployment: the operator's own, which owns them; "": nobody.
+
+    probe: ADDR:PORT of the liveness probe. metrics: ADDR:PORT, "" for none."""
+
+    namespace: str
+    templates: str
+    deployment: str = ""
+    probe: str = "0.0.0.0:8080"
+    metrics: str = "0.0.0.0:9465"
+    log_level: str = "INFO"
+
+
+def run(options: Options) -> int:
+    """Until SIGTERM; the exit status."""
+    _log(options.log_level)
+    try:
+        templates = read_templates(options.templates)
+    except (OSError, ValueError) as err:
+        log.error("--templates: %s", err)
+        return WRONG
+    try:
+        cluster = Cluster()
+        owner = _owner(cluster, options)
+    except Refused as err:
+        log.error("%s", err)
+        return FAILED
+    except Exception as err:  # noqa: BLE001  # of the client's own configuration, which raises what it likes
+        log.error("the cluster cannot be asked: %s; run this in a pod, or give a KUBECONFIG", err)
+        return FAILED
+    if options.metrics:
+        address, _, port = options.metrics.rpartition(":")
+        prometheus_client.start_http_server(int(port), address.strip("[]"))
+    asyncio.run(_serve(options, cluster, templates, owner))
+    return STOPPED
+
+
+async def _serve(options: Options, cluster: Cluster, templates: Mapping[str, Body], owner: Body | None) -> None:
+    loop = Loop(cluster, options.namespace, templates, owner)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    watching = asyncio.create_task(_watch(options, loop, stop), name="kopf")
+    planning = asyncio.create_task(loop.run(), name="plan")
+    done, pending = await asyncio.wait({watching, planning}, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    for each in pending:
+        each.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for each in done:
+        each.result()
+
+
+async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
+    """kopf's part: a watch for each kind, and the liveness probe."""
+    registry = kopf.OperatorRegistry()
+    for kind in WATCHED:
+        group, _, version = kind.path.removeprefix("apis/").removeprefix("api/").rpartition("/")
+        kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)(
+            functools.partial(_on_event, loop, kind, options.namespace)
+        )
+    kopf.on.probe(registry=registry, id="pending")(functools.partial(_probe, loop))
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.networking.request_timeout = 60.0
+    settings.queueing.worker_limit = WORKERS
+    settings.persistence.finalizer = "pellucid.dev/never"
+    address, _, port = options.probe.rpartition(":")
+    await kopf.operator(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=True,
+        liveness_endpoint=f"http://{address}:{port}/healthz",
+        stop_flag=stop,
+    )
+
+
+def _on_event(loop: Loop, kind: Kind, namespace: str, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
+    if kind is DAEMON_SETS and body["metadata"].get("namespace") != namespace:
+        return
+    loop.on_event(kind, type, dict(body))
+
+
+def _probe(loop: Loop, **_: Any) -> str:
+    """kopf answers 200 whatever a probe says: who is stuck ends, and is started again."""
+    if stuck := loop.stuck():
+        log.critical("%s: ending, to be started again", stuck)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return stuck or "fine"
+
+
+def read_templates(folder: str) -> dict[str, Body]:
+    """The DaemonSets of a folder by name. Raises OSError, ValueError."""
+    found: dict[str, Body] = {}
+    for path in sorted(Path(folder).glob("*.yaml")):
+        try:
+            value = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as err:
+            raise ValueError(f"{path}: {err}") from err
+        if not isinstance(value, dict) or value.get("kind") != DAEMON_SETS.name:
+            raise ValueError(f"{path}: is no DaemonSet; the chart's ConfigMap holds one a file")
+        found[value["metadata"]["name"]] = value
+    if not found:
+        raise ValueError(f"{folder}: holds no template (*.yaml); mount the chart's ConfigMap there")
+    return found
+
+
+def _owner(cluster: Cluster, options: Options) -> Body | None:
+    """With the Deployment go the DaemonSets that it has made."""
+    if not options.deployment:
+        return None
+    found = cluster.get(f"/apis/apps/v1/namespaces/{options.namespace}/deployments/{options.deployment}")
+    meta = found["metadata"]
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"], "uid": meta["uid"]}
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        told = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["error"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+def _log(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s") if sys.stderr.isatty() else _Json())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)

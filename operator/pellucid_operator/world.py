@@ -1,0 +1,59 @@
+"""What the operator sees of the cluster at one moment, and what it remembers. Values only; gather.py fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Body = Mapping[str, Any]
+"""An object as the API server gives it."""
+
+
+class Kind(NamedTuple):
+    """path: of the collection, without a leading slash. namespaced: "" in a key for what has no namespace."""
+
+    name: str
+    path: str
+    plural: str
+
+
+API = "apis/pellucid.dev/v1alpha1"
+POLICIES = Kind("TransparentPolicy", API, "transparentpolicies")
+CLUSTER_POLICIES = Kind("ClusterTransparentPolicy", API, "clustertransparentpolicies")
+AUTHORITIES = Kind("InterceptionAuthority", API, "interceptionauthorities")
+PROXIES = Kind("TransparentProxy", API, "transparentproxies")
+SNAPSHOTS = Kind("TransparentSnapshot", API, "transparentsnapshots")
+NODES = Kind("TransparentNode", API, "transparentnodes")
+NAMESPACES = Kind("Namespace", "api/v1", "namespaces")
+DAEMON_SETS = Kind("DaemonSet", "apis/apps/v1", "daemonsets")
+USER_KINDS = (POLICIES, CLUSTER_POLICIES, AUTHORITIES, PROXIES)
+WATCHED = (*USER_KINDS, SNAPSHOTS, NODES, NAMESPACES, DAEMON_SETS)
+
+Key = tuple[str, str, str]
+"""kind, namespace ("" for what has none), name: as pellucid_policy.objects.key_of."""
+
+History = Mapping[str, Mapping[Key, str]]
+"""Of each revision that was offered: which version of an object it holds, by a digest of its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """objects: by kind's name and key. templates: DaemonSets as the chart wants them, by name. owner: of these, an ownerReference."""
+
+    objects: Mapping[str, Mapping[Key, Body]]
+    templates: Mapping[str, Body] = field(default_factory=dict)
+    owner: Body | None = None
+    namespace: str = "pellucid-system"
+    history: History = field(default_factory=dict)
+
+    def of(self, kind: Kind) -> Mapping[Key, Body]:
+        """The objects of a kind, in order of their keys."""
+        found = self.objects.get(kind.name, {})
+        return {key: found[key] for key in sorted(found)}
+
+
+def key_of(kind: str, body: Body) -> Key:
+    """The key of an object of that kind."""
+    metadata = body["metadata"]
+    return kind, metadata.get("namespace", ""), metadata["name"]
