@@ -42,10 +42,13 @@ from ..arguments import ADDRESS_PORT
 def command(
     ctx: click.Context, namespace: str, templates: str, deployment: str, probe: str, metrics: str, log_level: str
 ) -> None:
-    """Run the operator of a cluster, as the chart's Deployment does.
+    """Run the operator of a cluster: policies into snapshots, DaemonSets, statuses.
 
-    Compiles all policies into the snapshot that nodes enforce, keeps the DaemonSets as TransparentProxy default wants them, and tells
-    each policy's status. Nodes go on by the last snapshot while it is away.
+    The chart's Deployment does. Compiles all policies into the snapshot that nodes enforce, keeps the DaemonSets as TransparentProxy
+    default wants them, and tells each policy's status. Nodes go on by the last snapshot while it is away.
+
+    \b
+    pellucid operator --namespace pellucid-system --templates ./daemonsets   # by the kubeconfig, to try it
 
     \b
     Exit status: 0 stopped on request, 1 the cluster cannot be asked, 2 wrong usage or templates
