@@ -74,6 +74,8 @@ lock:  ## requirements.lock from pyproject.toml; ARGS=--upgrade for the newest v
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv
 	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra operator --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o requirements.lock $(ARGS)
+	@build/lock/bin/uv pip compile --quiet pyproject.toml --extra operator --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -c requirements.lock -o requirements-image.lock $(ARGS)
 	@build/lock/bin/uv pip compile --quiet fuzz/requirements.in --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" -o fuzz/requirements.lock $(ARGS)
 

@@ -4,6 +4,7 @@ python3 -m e2e.cluster up               start it; prints the KUBECONFIG and how 
 python3 -m e2e.cluster kubectl get pods -A
 python3 -m e2e.cluster in n1 nft list ruleset
 python3 -m e2e.cluster on internet python3 -m http.server      in that network namespace: a node, lan or internet
+python3 -m e2e.cluster image             make Pellucid's image of this tree, and have it on all nodes
 python3 -m e2e.cluster reboot n2
 python3 -m e2e.cluster down             nothing of it is left but what was built
 """
@@ -15,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import control, machine, programs
+from . import control, machine, product, programs
 from .plan import PROXY_MODES, Plan
 
 
@@ -31,6 +32,9 @@ def main() -> int:
                 control.down(plan)
             case "status":
                 return status(plan)
+            case "image":
+                print(product.image())
+                control.load(plan, [product.made(plan.folder / "images")])
             case "load":
                 control.load(plan, [Path(each).absolute() for each in options.rest])
             case "kubectl" | "helm" as program:
@@ -58,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("build/e2e"), help="of all files (default build/e2e)")
     parser.add_argument("--workers", type=int, default=2, choices=range(1, 10), metavar="N", help="1 to 9 (default 2)")
     parser.add_argument("--proxy-mode", choices=PROXY_MODES, default="nftables", help="of kube-proxy")
-    commands = ("up", "down", "status", "load", "kubectl", "helm", "in", "on", "reboot", "start", "stop")
+    commands = ("up", "down", "status", "image", "load", "kubectl", "helm", "in", "on", "reboot", "start", "stop")
     parser.add_argument("command", choices=commands)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     return parser.parse_args()

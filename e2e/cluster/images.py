@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .plan import PAUSE_IMAGE
@@ -18,7 +18,7 @@ from .plan import PAUSE_IMAGE
 COREDNS_IMAGE = "pellucid.test/coredns:1"
 PYTHON_IMAGE = "pellucid.test/python:1"
 _FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755}
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "iproute2", "nftables", "curl", "ca-certificates")
 
 
@@ -55,7 +55,7 @@ def archive(
     configuration = json.dumps({
         "architecture": "arm64" if os.uname().machine == "aarch64" else "amd64",
         "os": "linux",
-        "config": {"Entrypoint": entrypoint or [], "Env": [_PATH]},
+        "config": {"Entrypoint": entrypoint or [], "Env": [PATH]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest, _ in layers]},
     }).encode()  # fmt: skip
     described = f"{hashlib.sha256(configuration).hexdigest()}.json"
@@ -70,8 +70,8 @@ def archive(
         _add(out, "manifest.json", json.dumps(manifest).encode())
 
 
-def debian(file: Path) -> Path:
-    """A small Debian with Python as one tar, by the machine's own package sources, which are not left in it."""
+def debian(file: Path, packages: Sequence[str] = PACKAGES) -> Path:
+    """A small Debian with packages as one tar, by the machine's own package sources, which are not left in it."""
     if not file.exists():
         sources = next(
             each for each in ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list") if Path(each).exists()
@@ -79,7 +79,7 @@ def debian(file: Path) -> Path:
         new = file.with_suffix(".new.tar")
         leave_out = [f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("man", "doc", "locale")]
         clean = 'rm -rf "$1"/etc/apt/sources.list* "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *leave_out]
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}", *leave_out]
         command += ['--aptopt=Acquire::Languages "none"', f"--customize-hook={clean}", "bookworm", str(new), sources]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
