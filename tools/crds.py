@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Write manifests/crds.yaml, the CustomResourceDefinitions, from the types of the API (pellucid_policy/crds.py).
+"""Write the CustomResourceDefinitions from the types of the API (pellucid_policy/crds.py):
+manifests/crds.yaml and a template of the chart.
 
---check    write nothing, and fail if the file is not what it should be
+--check    write nothing, and fail if a file is not what it should be
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "manifests" / "crds.yaml"
+CHART_FILE = ROOT / "charts" / "pellucid" / "templates" / "crds.yaml"
+KEEP = {"helm.sh/resource-policy": "keep"}
 HEAD = "# Made by tools/crds.py from the types in policy/pellucid_policy: change those.\n"
 
 
@@ -23,24 +26,34 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def text() -> str:
+def text(annotations: dict[str, str] | None = None) -> str:
+    """The definitions as YAML documents, each with the annotations given."""
     sys.path.insert(0, str(ROOT / "policy"))
     from pellucid_policy import crds
 
-    return HEAD + yaml.dump_all(crds.definitions(), Dumper=_Plain, sort_keys=False, width=140)
+    definitions = crds.definitions()
+    if annotations:
+        for definition in definitions:
+            definition["metadata"].setdefault("annotations", {}).update(annotations)
+    return HEAD + yaml.dump_all(definitions, Dumper=_Plain, sort_keys=False, width=140)
+
+
+def chart_text() -> str:
+    """The same as a template: an uninstall keeps them, for all policies would go with them."""
+    return "{{- if .Values.crds.install }}\n" + text(KEEP) + "{{- end }}\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    made = text()
-    if check and (not FILE.exists() or FILE.read_text() != made):
-        print(f"{FILE.relative_to(ROOT)} is out of date: run tools/crds.py", file=sys.stderr)
-        return 1
-    if not check:
-        FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(made)
+    for file, made in ((FILE, text()), (CHART_FILE, chart_text())):
+        if check and (not file.exists() or file.read_text() != made):
+            print(f"{file.relative_to(ROOT)} is out of date: run tools/crds.py", file=sys.stderr)
+            return 1
+        if not check:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(made)
     return 0
 
 

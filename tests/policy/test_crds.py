@@ -36,6 +36,7 @@ ALL = [(f"{kind}{path}", each) for kind in DEFINITIONS for path, each in parts(s
 
 def test_the_file_is_what_the_types_say() -> None:
     assert tool.FILE.read_text() == tool.text(), "run tools/crds.py"
+    assert tool.CHART_FILE.read_text() == tool.chart_text(), "run tools/crds.py"
 
 
 def test_there_is_one_for_every_kind_of_ours() -> None:
