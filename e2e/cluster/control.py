@@ -16,7 +16,8 @@ from .plan import Plan
 
 MANIFESTS = Path(__file__).with_name("manifests")
 TOOLS = {
-    "runc": "runc", "nft": "nftables", "iptables": "iptables", "conntrack": "conntrack", "mmdebstrap": "mmdebstrap", "buildah": "buildah", "openssl": "openssl",
+    "runc": "runc", "nft": "nftables", "iptables": "iptables", "conntrack": "conntrack", "mmdebstrap": "mmdebstrap",
+    "buildah": "buildah", "openssl": "openssl",
     "/usr/lib/cni/ptp": "containernetworking-plugins",
 }  # fmt: skip
 READY_S = 90.0

@@ -18,7 +18,7 @@ from .world import World
 SETTINGS = "pellucid.dev/settings"
 """Annotation of pods: a digest of what a running node cannot change, so that another value rolls them."""
 APPLIED = "pellucid.dev/applied"
-"""Annotation of the DaemonSet: a digest of all that the operator wants of it."""
+"""Annotation of what the operator makes of the chart's templates: a digest of all that it wants of it."""
 NODE = "pellucid-node"
 
 
@@ -42,8 +42,16 @@ def _made(name: str, template: Mapping[str, Any], world: World, spec: Transparen
     if name == NODE:
         annotations = pod.setdefault("metadata", {}).setdefault("annotations", {})
         annotations[SETTINGS] = _digest(replace(spec, node_selector=UNSET, images=UNSET, default_action=UNSET))
-    made["metadata"].setdefault("annotations", {})[APPLIED] = _digest(made)
-    return made
+    return stamped(made)
+
+
+def stamped(made: dict[str, Any]) -> dict[str, Any]:
+    """With a digest of itself, by which it is known again."""
+    metadata = made["metadata"]
+    return {
+        **made,
+        "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), APPLIED: _digest(made)}},
+    }
 
 
 def _digest(value: object) -> str:

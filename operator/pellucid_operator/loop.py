@@ -13,7 +13,20 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from .cluster import Cluster, Refused
 from .plan import Plan, plan
-from .world import DAEMON_SETS, NAMESPACES, SNAPSHOTS, USER_KINDS, WATCHED, Body, Key, Kind, World, key_of
+from .world import (
+    DAEMON_SETS,
+    NAMESPACES,
+    PROXIES,
+    SNAPSHOTS,
+    USER_KINDS,
+    WATCHED,
+    Body,
+    Key,
+    Kind,
+    Wanted,
+    World,
+    key_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +50,12 @@ PENDING = Gauge("pellucid_operator_pending_seconds", "How long something has bee
 class Loop:
     """on_event() may be called at any time by the loop's thread; run() is to be a task."""
 
-    def __init__(self, cluster: Cluster, namespace: str, templates: Mapping[str, Body], owner: Body | None) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, wanted: Wanted, owner: Body | None) -> None:
         self._cluster = cluster
         self._namespace = namespace
-        self._templates = templates
+        self._wanted = wanted
         self._owner = owner
-        self._objects: dict[str, dict[Key, Body]] = {kind.name: {} for kind in WATCHED}
+        self._objects: dict[str, dict[Key, Body]] = {kind.name: {} for kind in (*WATCHED, DAEMON_SETS)}
         self._history: dict[str, Mapping[Key, str]] = {}
         self._dirty = asyncio.Event()
         self._dirty_since: float | None = None
@@ -120,18 +133,22 @@ class Loop:
     async def _list(self) -> None:
         """Everything, as it is now: the first time before anything is planned, for what is not known yet is not gone."""
         for kind in WATCHED:
-            namespace = self._namespace if kind is DAEMON_SETS else ""
-            found = await asyncio.to_thread(self._cluster.listed, kind, namespace)
-            self._objects[kind.name] = {key: _kept(kind, body) for key, body in found.items()}
+            await self._list_one(kind)
         self._list_at = time.monotonic() + LIST_AGAIN_S
+
+    async def _list_one(self, kind: Kind, namespace: str = "") -> None:
+        found = await asyncio.to_thread(self._cluster.listed, kind, namespace)
+        self._objects[kind.name] = {key: _kept(kind, body) for key, body in found.items()}
 
     async def _round(self) -> None:
         self._dirty.clear()
+        await self._list_one(DAEMON_SETS, self._namespace)  # not watched: RBAC for one namespace, and kopf watches all
         began = self._dirty_since
         world = World(
             {name: dict(found) for name, found in self._objects.items()},
-            self._templates,
+            self._wanted.daemon_sets,
             self._owner,
+            self._wanted.proxy,
             self._namespace,
             dict(self._history),
         )
@@ -152,6 +169,9 @@ class Loop:
 
     def _apply(self, wanted: Plan, world: World, now: str) -> None:
         """In a thread. Raises Refused; what was written until then is right."""
+        if wanted.proxy is not None:
+            self._cluster.apply(PROXIES, wanted.proxy)
+            log.info("TransparentProxy default is applied")
         for piece in wanted.pieces.values():
             self._cluster.apply(SNAPSHOTS, piece)
         if wanted.index is not None:

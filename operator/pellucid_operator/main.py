@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import yaml
 
 from .cluster import Cluster, Refused
 from .loop import Loop
-from .world import DAEMON_SETS, WATCHED, Body, Kind
+from .world import DAEMON_SETS, PROXIES, WATCHED, Body, Kind, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +29,14 @@ WORKERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """namespace: Pellucid's own. templates: folder of DaemonSets, one a file. deployment: the operator's own, which owns them; "": nobody.
+    """namespace: Pellucid's own. wanted: folder of what is to be made (world.Wanted).
+
+    deployment: the operator's own, which owns the DaemonSets; "": nobody does.
 
     probe: ADDR:PORT of the liveness probe. metrics: ADDR:PORT, "" for none."""
 
     namespace: str
-    templates: str
+    wanted: str
     deployment: str = ""
     probe: str = "0.0.0.0:8080"
     metrics: str = "0.0.0.0:9465"
@@ -46,9 +47,9 @@ def run(options: Options) -> int:
     """Until SIGTERM; the exit status."""
     _log(options.log_level)
     try:
-        templates = read_templates(options.templates)
+        wanted = read_wanted(options.wanted)
     except (OSError, ValueError) as err:
-        log.error("--templates: %s", err)
+        log.error("--wanted: %s", err)
         return WRONG
     try:
         cluster = Cluster()
@@ -62,12 +63,12 @@ def run(options: Options) -> int:
     if options.metrics:
         address, _, port = options.metrics.rpartition(":")
         prometheus_client.start_http_server(int(port), address.strip("[]"))
-    asyncio.run(_serve(options, cluster, templates, owner))
+    asyncio.run(_serve(options, cluster, wanted, owner))
     return STOPPED
 
 
-async def _serve(options: Options, cluster: Cluster, templates: Mapping[str, Body], owner: Body | None) -> None:
-    loop = Loop(cluster, options.namespace, templates, owner)
+async def _serve(options: Options, cluster: Cluster, wanted: Wanted, owner: Body | None) -> None:
+    loop = Loop(cluster, options.namespace, wanted, owner)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -88,11 +89,12 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     for kind in WATCHED:
         group, _, version = kind.path.removeprefix("apis/").removeprefix("api/").rpartition("/")
         kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)(
-            functools.partial(_on_event, loop, kind, options.namespace)
+            functools.partial(_on_event, loop, kind)
         )
     kopf.on.probe(registry=registry, id="pending")(functools.partial(_probe, loop))
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
+    settings.scanning.disabled = True  # kinds do not come and go; without them it ends, and is started again
     settings.networking.request_timeout = 60.0
     settings.queueing.worker_limit = WORKERS
     settings.persistence.finalizer = "pellucid.dev/never"
@@ -107,9 +109,7 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     )
 
 
-def _on_event(loop: Loop, kind: Kind, namespace: str, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
-    if kind is DAEMON_SETS and body["metadata"].get("namespace") != namespace:
-        return
+def _on_event(loop: Loop, kind: Kind, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
     loop.on_event(kind, type, dict(body))
 
 
@@ -121,20 +121,27 @@ def _probe(loop: Loop, **_: Any) -> str:
     return stuck or "fine"
 
 
-def read_templates(folder: str) -> dict[str, Body]:
-    """The DaemonSets of a folder by name. Raises OSError, ValueError."""
-    found: dict[str, Body] = {}
+def read_wanted(folder: str) -> Wanted:
+    """What the chart's ConfigMap wants, one object a file. Raises OSError, ValueError."""
+    daemon_sets: dict[str, Body] = {}
+    proxy: Body | None = None
     for path in sorted(Path(folder).glob("*.yaml")):
         try:
             value = yaml.safe_load(path.read_text())
         except yaml.YAMLError as err:
             raise ValueError(f"{path}: {err}") from err
-        if not isinstance(value, dict) or value.get("kind") != DAEMON_SETS.name:
-            raise ValueError(f"{path}: is no DaemonSet; the chart's ConfigMap holds one a file")
-        found[value["metadata"]["name"]] = value
-    if not found:
-        raise ValueError(f"{folder}: holds no template (*.yaml); mount the chart's ConfigMap there")
-    return found
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind == DAEMON_SETS.name:
+            daemon_sets[value["metadata"]["name"]] = value
+        elif kind == PROXIES.name:
+            proxy = value
+        else:
+            raise ValueError(
+                f"{path}: is neither a DaemonSet nor a TransparentProxy; the chart's ConfigMap holds one a file"
+            )
+    if not daemon_sets:
+        raise ValueError(f"{folder}: holds no DaemonSet (*.yaml); mount the chart's ConfigMap pellucid-wanted there")
+    return Wanted(daemon_sets, proxy)
 
 
 def _owner(cluster: Cluster, options: Options) -> Body | None:

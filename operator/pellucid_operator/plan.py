@@ -11,7 +11,7 @@ import msgspec
 from pellucid_policy.installation import TransparentProxy
 from pellucid_policy.snapshot import INDEX_NAME
 
-from .daemonsets import APPLIED, daemon_sets
+from .daemonsets import APPLIED, daemon_sets, stamped
 from .judge import judge
 from .statuses import differs, statuses
 from .world import API, DAEMON_SETS, PROXIES, SNAPSHOTS, Key, World
@@ -22,11 +22,13 @@ THE_PROXY: Key = (PROXIES.name, "", "default")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """In this order: pieces, then the index that names them; DaemonSets; statuses (by key). needless: pieces that the index does not name,
-    which may go once nodes have had the time to read it. unwanted: DaemonSets to delete. refused: objects, and why, for Events.
+    """In this order: the TransparentProxy; pieces, then the index that names them; DaemonSets; statuses (by key).
 
+    needless: pieces that the index does not name, which may go once nodes have had the time to read it. unwanted: DaemonSets to delete.
+    refused: objects, and why, for Events.
     holds: for World.history."""
 
+    proxy: dict[str, Any] | None
     pieces: Mapping[str, dict[str, Any]]
     index: dict[str, Any] | None
     daemon_sets: Mapping[str, dict[str, Any]]
@@ -51,6 +53,7 @@ def plan(world: World, now: str) -> Plan:
     wanted, unwanted = _daemon_sets(world, proxy.in_force if proxy is not None and proxy.accepted else None)
     written = {key: body.get("status") or {} for kind in world.objects for key, body in world.objects[kind].items()}
     return Plan(
+        _proxy(world),
         pieces,
         None if INDEX_NAME in there and there[INDEX_NAME].get("spec") == index["spec"] else index,
         wanted,
@@ -65,6 +68,16 @@ def plan(world: World, now: str) -> Plan:
 
 def _snapshot(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": SNAPSHOTS.name, "metadata": {"name": name}, "spec": spec}
+
+
+def _proxy(world: World) -> dict[str, Any] | None:
+    """What the chart wants, unless it is so. Fields that users have added are theirs."""
+    if world.proxy is None:
+        return None
+    wanted = stamped(dict(world.proxy))
+    there = world.of(PROXIES).get(THE_PROXY, {"metadata": {}})
+    applied = (there["metadata"].get("annotations") or {}).get(APPLIED)
+    return None if applied == wanted["metadata"]["annotations"][APPLIED] else wanted
 
 
 def _daemon_sets(world: World, proxy: object) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:

@@ -28,7 +28,7 @@ NODES = Kind("TransparentNode", API, "transparentnodes")
 NAMESPACES = Kind("Namespace", "api/v1", "namespaces")
 DAEMON_SETS = Kind("DaemonSet", "apis/apps/v1", "daemonsets")
 USER_KINDS = (POLICIES, CLUSTER_POLICIES, AUTHORITIES, PROXIES)
-WATCHED = (*USER_KINDS, SNAPSHOTS, NODES, NAMESPACES, DAEMON_SETS)
+WATCHED = (*USER_KINDS, SNAPSHOTS, NODES, NAMESPACES)
 
 Key = tuple[str, str, str]
 """kind, namespace ("" for what has none), name: as pellucid_policy.objects.key_of."""
@@ -38,12 +38,21 @@ History = Mapping[str, Mapping[Key, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the chart wants made: DaemonSets by name, and the TransparentProxy `default`, None: it is somebody else's business."""
+
+    daemon_sets: Mapping[str, Body]
+    proxy: Body | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class World:
-    """objects: by kind's name and key. templates: DaemonSets as the chart wants them, by name. owner: of these, an ownerReference."""
+    """objects: by kind's name and key. templates, proxy: as Wanted. owner: of the DaemonSets, an ownerReference."""
 
     objects: Mapping[str, Mapping[Key, Body]]
     templates: Mapping[str, Body] = field(default_factory=dict)
     owner: Body | None = None
+    proxy: Body | None = None
     namespace: str = "pellucid-system"
     history: History = field(default_factory=dict)
 

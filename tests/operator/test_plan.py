@@ -95,7 +95,7 @@ def node(name: str, revision: str, **conditions: tuple[str, str]) -> dict[str, A
 
 
 def world(*found: tuple[Kind, dict[str, Any]], **more: Any) -> World:
-    objects: dict[str, dict[Key, Any]] = {kind.name: {} for kind in WATCHED}
+    objects: dict[str, dict[Key, Any]] = {kind.name: {} for kind in (*WATCHED, DAEMON_SETS)}
     for kind, body in found:
         objects[kind.name][key_of(kind.name, body)] = body
     return World(
@@ -359,6 +359,19 @@ def test_a_bad_transparent_proxy_changes_no_daemon_set() -> None:
     made = plan(changed(after, PROXIES, proxy(podCIDRs=["10.0.0.1/8"])), NOW)
     assert (made.daemon_sets, made.unwanted) == ({}, ())
     assert condition(made, ("TransparentProxy", "", "default"), "Accepted")[0] == "False"
+
+
+def test_the_transparent_proxy_of_the_chart_is_made_once_and_is_then_the_users() -> None:
+    wanted = {**proxy(workers=2), "metadata": {"name": "default"}}
+    before = world(proxy=wanted)
+    made = plan(before, NOW).proxy
+    assert made is not None
+    assert (made["spec"], made["metadata"]["name"]) == ({"workers": 2}, "default")
+    after = changed(before, PROXIES, {**made, "spec": {"workers": 2, "sourceAddress": "Node"}})
+    assert plan(after, NOW).proxy is None, "a field that a user has added is no drift"
+    newer = plan(replace(after, proxy={**wanted, "spec": {"workers": 3}}), NOW).proxy
+    assert newer is not None
+    assert newer["spec"] == {"workers": 3}
 
 
 def test_a_daemon_set_of_another_chart_version_is_applied_anew() -> None:

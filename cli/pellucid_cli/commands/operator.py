@@ -12,8 +12,9 @@ from ..arguments import ADDRESS_PORT
     "--namespace", envvar="POD_NAMESPACE", show_envvar=True, required=True, metavar="NS", help="Pellucid's own."
 )
 @click.option(
-    "--templates", type=click.Path(file_okay=False), default="/etc/pellucid/daemonsets", show_default=True, metavar="DIR",
-    help="The DaemonSets to make, one a file; TransparentProxy default adds placement, images and settings.",
+    "--wanted", type=click.Path(file_okay=False), default="/etc/pellucid", show_default=True, metavar="DIR",
+    help="What is to be made, one object a file: DaemonSets, to which TransparentProxy default adds placement, images and settings, "
+    "and perhaps that itself.",
 )  # fmt: skip
 @click.option("--deployment", default="", metavar="NAME", help="The operator's own, which the DaemonSets go with.")
 @click.option(
@@ -40,7 +41,7 @@ from ..arguments import ADDRESS_PORT
 )
 @click.pass_context
 def command(
-    ctx: click.Context, namespace: str, templates: str, deployment: str, probe: str, metrics: str, log_level: str
+    ctx: click.Context, namespace: str, wanted: str, deployment: str, probe: str, metrics: str, log_level: str
 ) -> None:
     """Run the operator of a cluster: policies into snapshots, DaemonSets, statuses.
 
@@ -48,11 +49,11 @@ def command(
     default wants them, and tells each policy's status. Nodes go on by the last snapshot while it is away.
 
     \b
-    pellucid operator --namespace pellucid-system --templates ./daemonsets   # by the kubeconfig, to try it
+    pellucid operator --namespace pellucid-system --wanted ./wanted   # by the kubeconfig, to try it
 
     \b
-    Exit status: 0 stopped on request, 1 the cluster cannot be asked, 2 wrong usage or templates
+    Exit status: 0 stopped on request, 1 the cluster cannot be asked, 2 wrong usage, or nothing to make
     """
     from pellucid_operator.main import Options, run
 
-    ctx.exit(run(Options(namespace, templates, deployment, probe, metrics, log_level.upper())))
+    ctx.exit(run(Options(namespace, wanted, deployment, probe, metrics, log_level.upper())))
