@@ -55,6 +55,12 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
     help="This node's name, as pods and records name it. [default: the host's name]",
 )
 @click.option(
+    "--instance",
+    default="",
+    metavar="NAME",
+    help="What this run is called among those that take each other's place. [default: its process id]",
+)
+@click.option(
     "--source-address",
     type=click.Choice(["Pod", "Node"]),
     help="Whose address servers see. [default: what TransparentProxy says, or else Pod]",
@@ -113,6 +119,7 @@ def command(
     flows: str | None,
     workers: int | None,
     node: str,
+    instance: str,
     source_address: str | None,
     drain: float,
     takeover: bool,
@@ -158,6 +165,7 @@ def command(
         flows=flows,
         drain_s=drain,
         node=node,
+        instance=instance,
         workers=workers,
         source_address=source_address,
         allow_dial=allow_dial,

@@ -26,8 +26,16 @@ _ASK_AGAIN_S = 0.1
     metavar="SECONDS",
     help="Ask again, for so long, until it enforces what the folder holds.",
 )
+@click.option(
+    "--ready", is_flag=True, help="Print nothing; is it enforcing, whatever became of the last change? For probes."
+)
+@click.option(
+    "--instance",
+    metavar="NAME",
+    help="With --ready: and is it this one (`run --instance`), not one before or after it?",
+)
 @click.pass_context
-def command(ctx: click.Context, state: str, output: str, wait: float) -> None:
+def command(ctx: click.Context, state: str, output: str, wait: float, ready: bool, instance: str | None) -> None:
     """Show in one screen whether this machine enforces its policy.
 
     Enforcing means: kernel rules and every worker have the policy that lies in the folder. A node whose folder was made
@@ -36,6 +44,7 @@ def command(ctx: click.Context, state: str, output: str, wait: float) -> None:
     \b
     pellucid status
     pellucid status --wait 10 -o json | jq .revision
+    pellucid status --ready --instance "$POD_NAME"
 
     \b
     Exit status: 0 enforcing
@@ -43,6 +52,11 @@ def command(ctx: click.Context, state: str, output: str, wait: float) -> None:
                  2 nothing runs with this state folder (or wrong usage)
     """
     found, why = _ask(state, wait)
+    if ready and found is not None:
+        own = instance is None or found.instance == instance
+        if not own:
+            click.echo(f"instance {found.instance} runs here, not {instance}", err=True)
+        ctx.exit(ENFORCING if own and found.phase == "enforcing" else NOT_ENFORCING)
     if found is None:
         if output == "json":
             click.echo(_json({"error": why}))

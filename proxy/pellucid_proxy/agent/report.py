@@ -114,6 +114,7 @@ class Report:
             version=__version__,
             node=self._node,
             pid=self._config.run,
+            instance=self._options.instance or str(self._config.run),
             phase=self.phase,
             revision=self.revision,
             source=self.source,

@@ -55,7 +55,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     rules: what others do to the kernel rules, as far as it hinders; empty: nothing.
     policies: Kind namespace/name, in order of evaluation nowhere implied. listen: ADDR:PORT.
     worker_user: uid and gid of the workers; None: those of whoever started the run. unconfined: what workers are not confined by, and why.
-    strains: which limits are near.
+    strains: which limits are near. instance: `run --instance`, or the process id.
     """
 
     version: str
@@ -83,6 +83,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_user: tuple[int, int] | None = None
     unconfined: tuple[str, ...] = ()
     strains: tuple[str, ...] = ()
+    instance: str = ""
 
 
 class NotRunning(Exception):

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -40,9 +41,11 @@ MAX_MESSAGE = 8192
 class Ward:
     """What a supervisor has of its guardian. relay: packets to the service manager, each its address, a newline and the message.
 
-    guardian: its process id. ends: how many supervisors of this run ended before. asked: the signals that asked for the end so far."""
+    guardian: its process id. run: that, and what tells it from all others, for in two containers both may be process 1. ends: how many
+    supervisors of this run ended before. asked: the signals that asked for the end so far."""
 
     guardian: int
+    run: str
     deposit: Deposit
     relay: socket.socket
     ends: int
@@ -63,6 +66,7 @@ def guard() -> Ward:
 class _Guardian:
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self._run = f"{self._pid} {secrets.token_hex(8)}"
         self._deposit = Deposit()
         self._relay, self._relayed = seqpacket_pair()
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -99,7 +103,7 @@ class _Guardian:
             os.setpgid(0, 0)  # a terminal's Ctrl-C is for the guardian, who passes it on
             self._relayed.close()
             self._manager.close()
-            return Ward(self._pid, self._deposit, self._relay, self._backoff.ends, tuple(self._asked))
+            return Ward(self._pid, self._run, self._deposit, self._relay, self._backoff.ends, tuple(self._asked))
         self._child = os.pidfd_open(child)
         self._ended = False
         self._selector.register(self._child, selectors.EVENT_READ, self._on_end)

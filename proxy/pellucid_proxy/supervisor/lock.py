@@ -11,11 +11,11 @@ from .options import Refusal
 
 
 @contextlib.contextmanager
-def locked(state: str, run: int | None = None) -> Iterator[int]:
+def locked(state: str, run: str = "") -> Iterator[int]:
     """Holds the state folder for this process, making it (mode 0700) if it is missing; yields the descriptor that holds the lock.
 
-    run: the process that its file names as the holder; by default this one. The kernel lets go of the lock when the last process that has
-    the descriptor ends, however it ends. Raises Refusal naming the holder.
+    run: what its file names the holder, a process id and what tells it from all others; by default this process. The kernel lets go of
+    the lock when the last process that has the descriptor ends, however it ends. Raises Refusal naming the holder.
     """
     path = os.path.join(state, "lock")
     try:
@@ -29,21 +29,22 @@ def locked(state: str, run: int | None = None) -> Iterator[int]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
+            process = holder(fd).partition(" ")[0] or "unknown"
             raise Refusal(
-                f"--state: pellucid already runs with {state}, as process {holder(fd) or 'unknown'}; stop it, or give another folder"
+                f"--state: pellucid already runs with {state}, as process {process}; stop it, or give another folder"
             ) from err
-        sign(fd, os.getpid() if run is None else run)
+        sign(fd, run or str(os.getpid()))
         yield fd
     finally:
         os.close(fd)
 
 
-def sign(fd: int, run: int) -> None:
-    """The lock's file names process run as the holder."""
+def sign(fd: int, run: str) -> None:
+    """The lock's file names run as the holder."""
     os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % run, 0)
+    os.pwrite(fd, f"{run}\n".encode(), 0)
 
 
 def holder(fd: int) -> str:
-    """The process that the lock's file names; "": none."""
-    return os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+    """The run that the lock's file names; "": none."""
+    return os.pread(fd, 64, 0).decode("ascii", "replace").strip()

@@ -95,13 +95,13 @@ def _supervise(options: RunOptions, parts: Parts, ward: Ward) -> int:
         found = ward.deposit.find()
         if found is not None:
             stack.callback(os.close, found.lock)
-            if holder(found.lock) != str(ward.guardian):
+            if holder(found.lock) != ward.run:
                 log.info("another instance has taken over meanwhile")
                 return STOPPED
             return Supervisor(options, parts, give_up_rights(options), found.lock, ward, found=found).run()
         inheritance = take_over(options.state, __version__, ward.guardian) if options.takeover else None
         if inheritance is None:
-            lock = stack.enter_context(locked(options.state, ward.guardian))
+            lock = stack.enter_context(locked(options.state, ward.run))
         else:
             lock = inheritance.lock
             stack.callback(os.close, lock)
@@ -298,7 +298,7 @@ class Supervisor:
             self._inheritance.taken()
             named = bool(self._inheritance.manager.address)
             self._drop_inheritance()
-            sign(self._lock, self._ward.guardian)
+            sign(self._lock, self._ward.run)
             log.info("the instance before this one has handed over; its live connections go on")
         self._leave_legacy()
         if named:

@@ -19,6 +19,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: how long live connections may go on after the first SIGTERM or SIGINT. node: this node's name, by default the host's.
     takeover: take the place of the instance that runs with this state folder, if one does.
     handover_drain_s: how long live connections may go on after another instance has taken this one's place.
+    instance: what this run is called among those that take each other's place; "": by its process id.
     worker_user: whose workers are: NAME, UID, UID:GID, or same; "": rights/users.py.
     """
 
@@ -40,6 +41,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     takeover: bool = False
     handover_drain_s: float = 86400.0
     worker_user: str = ""
+    instance: str = ""
 
 
 class Refusal(Exception):
