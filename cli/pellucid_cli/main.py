@@ -34,6 +34,8 @@ COMMANDS = {
     "explain": Entry("explain", "Explain what becomes of a flow, by which rule, and why by no rule before."),
     "diff": Entry("diff", "Replay recorded flows against a changed policy, and show the verdicts that change."),
     "operator": Entry("operator", "Run the operator of a cluster: policies into snapshots, DaemonSets, statuses."),
+    "uninstall": Entry("uninstall", "Take Pellucid off the nodes of a cluster, before its chart goes."),
+    "canary": Entry("canary", "Ask an address that only Pellucid answers: are this pod's connections intercepted?"),
     "version": Entry("version", "Show the versions of Pellucid and Python, and which form of the engine runs."),
 }
 

@@ -80,6 +80,15 @@ class Cluster:
             if err.status != NOT_FOUND:
                 raise
 
+    def scale_down(self, namespace: str, deployment: str) -> None:
+        """The Deployment wants no pod; none is there already where there is no such Deployment. Raises Refused."""
+        path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}/scale"
+        try:
+            self._call("PATCH", path, {"spec": {"replicas": 0}}, MERGE)
+        except Refused as err:
+            if err.status != NOT_FOUND:
+                raise
+
     def warn(self, namespace: str, about: Body, reason: str, message: str, now: str) -> None:
         """An Event of type Warning about an object. Raises Refused."""
         self._call("POST", f"/api/v1/namespaces/{namespace}/events", {

@@ -37,7 +37,7 @@ CLUSTER = "Cluster"  # TransparentSnapshot, TransparentNode
 BASE = frozenset({
     "Allow", "Block", "Route", "Pass", "Audit", "Names", "FailureMode", "EgressSourceAddress", "OnPolicyChangeKeep", "DefaultAction",
 })  # fmt: skip
-ONE_NODE = BASE | {INSTALLATION, CONNECTIONS_PER_POD, CONNECTION_RATE_PER_POD, REEVALUATE_LIVE}
+ONE_NODE = BASE | {UNKNOWN_PODS, INSTALLATION, CONNECTIONS_PER_POD, CONNECTION_RATE_PER_POD, REEVALUATE_LIVE}
 """What this release implements."""
 ALL = ONE_NODE | {
     INTERCEPTION, SECRET_REFS, EGRESS_ROUTE_TABLE, EGRESS_INTERFACE, SERVICES, REEVALUATE_LIVE, UNKNOWN_PODS, EXCLUDE_PORTS,

@@ -15,6 +15,14 @@ Domains = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=1000)]
 Duration = Annotated[str, Meta(min_length=2, max_length=16, pattern=r"^[0-9]+(ms|s|m|h)$")]
 
 
+def seconds(duration: str) -> float:
+    """The seconds of a Duration: 250ms, 2s, 1m, 1h."""
+    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)):
+        if duration.removesuffix(unit).isdigit():
+            return int(duration.removesuffix(unit)) * factor
+    raise ValueError(f"{duration!r} is no duration")
+
+
 class SecretRef(Strict, frozen=True):
     name: Text
 

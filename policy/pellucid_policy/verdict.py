@@ -36,6 +36,7 @@ class Reason(enum.StrEnum):
     )
     DIAL_DENIED = "DialDenied"  # the built-in list of targets that are never dialled on a pod's behalf
     LIMIT_REACHED = "LimitReached"  # the pod has as many connections as it may have: a new one is refused, no old one
+    UNKNOWN_POD = "UnknownPod"  # unknownPods: no pod with its address came in time, and then: Block
     UNDECIDABLE = "Undecidable"  # deciding failed: a refusal, never a pass
 
 

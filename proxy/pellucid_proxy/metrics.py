@@ -49,6 +49,14 @@ METRICS: dict[str, Metric] = {
         ("limit",),
         "New connections refused since their pod had too many: connections_per_pod, or pending_per_pod.",
     ),
+    "canary_answers": Metric(
+        "counter", ("family",), "Connections to the canary's addresses that workers answered: interception works here."
+    ),
+    "unknown_pods": Metric(
+        "counter",
+        ("outcome",),
+        "TCP connections of addresses without a pod that waited: known (its pod came) or expired (it did not in time).",
+    ),
     "held_bytes": Metric(
         "gauge",
         (),

@@ -10,6 +10,8 @@ import msgspec
 from ..settings import Marks, NodeSettings
 from ..supervisor.options import BAD_POLICY, Refusal, RunOptions
 
+CLUSTER_HOLD_S = 2.0  # of a pod's first connections, which may come before its Pod object does
+
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the TransparentProxy object says of the node; None: nothing. connections, connections_per_pod: of all workers together."""
@@ -22,6 +24,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     connections: int | None = None
     connections_per_pod: int | None = None
     connection_rate_per_pod: int | None = None
+    unknown_pod_hold_s: float | None = None
+    unknown_pod_action: str | None = None
 
 
 def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
@@ -44,6 +48,12 @@ def node_settings(options: RunOptions, wishes: Wishes) -> NodeSettings:
     )
     if options.listen_port is not None:
         settings = msgspec.structs.replace(settings, listen_port=options.listen_port)
+    hold_s = CLUSTER_HOLD_S if options.cluster else 0.0
+    settings = msgspec.structs.replace(
+        settings,
+        unknown_pod_hold_s=hold_s if wishes.unknown_pod_hold_s is None else wishes.unknown_pod_hold_s,
+        unknown_pod_action=wishes.unknown_pod_action or settings.unknown_pod_action,
+    )
     if wishes.connections is not None:
         settings = msgspec.structs.replace(settings, max_connections=-(-wishes.connections // workers))
     if wishes.connections_per_pod is not None:

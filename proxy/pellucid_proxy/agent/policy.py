@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from pellucid_policy.compile import PolicySet, compile_policies
 from pellucid_policy.features import unsupported
-from pellucid_policy.installation import Limits, TransparentProxySpec
+from pellucid_policy.installation import Limits, TransparentProxySpec, seconds
 from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
 
@@ -80,6 +80,8 @@ def wishes_of(objects: Objects) -> Wishes:
         exclude=None if spec.exclude is UNSET else spec.exclude.cidrs,
         source_address=None if spec.source_address is UNSET else str(spec.source_address.value),
         marks_mask=None if spec.marks is UNSET else spec.marks.mask,
+        unknown_pod_hold_s=None if spec.unknown_pods is UNSET else seconds(spec.unknown_pods.hold),
+        unknown_pod_action=None if spec.unknown_pods is UNSET else str(spec.unknown_pods.then.value),
         workers=None if spec.workers is UNSET else spec.workers,
         connections=None if limits.connections is UNSET else limits.connections,
         connections_per_pod=None if limits.connections_per_pod is UNSET else limits.connections_per_pod,

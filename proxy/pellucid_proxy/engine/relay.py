@@ -14,7 +14,7 @@ Edge-triggered: an event says that something changed, once. So a handler goes on
 is full, or else asks for another event.
 
 The states of a connection, each left by an event or by its queue's time-out:
-  WAITING    no verdict yet                                    queues silent, then waiting
+  WAITING    no verdict yet                                    queues silent, then waiting; unknown while its pod is not known
   RACING     dialled without a verdict: who speaks first?      queue idle
   DIALING    allowed, the upstream is not there yet            queue connecting
   GREETING   talking to an upstream proxy (CONNECT, SOCKS5)    queue connecting
@@ -209,6 +209,7 @@ class Engine:
     review_at: cython.Py_ssize_t  # the next of them
     stopping: cython.bint
     idle_ns: int64_t
+    unknown: Queue
     silent: Queue
     waiting: Queue
     connecting: Queue
@@ -237,6 +238,7 @@ class Engine:
         self.most_pipes = most_pipes
         self.to_review = self.review_at = 0
         self.idle_ns = int(settings.idle_timeout_s * 1e9)
+        self.unknown = Queue(settings.unknown_pod_hold_s)
         self.silent = Queue(settings.server_first_delay_s)
         self.waiting = Queue(settings.first_bytes_timeout_s)
         self.connecting = Queue(settings.connect_timeout_s)
@@ -393,6 +395,7 @@ class Engine:
             handler = cython.cast(Handler, self.handlers[events[i].data.fd])  # cast: no type check
             if handler is not None:  # None: an earlier event of this batch closed it
                 handler.on_event(events[i].events)
+        self.expire(self.unknown)
         self.expire(self.silent)
         self.expire(self.waiting)
         self.expire(self.connecting)
@@ -433,6 +436,7 @@ class Engine:
         if self.to_review:
             return 0
         due: int64_t = -1
+        due = self.earlier(due, self.unknown)
         due = self.earlier(due, self.silent)
         due = self.earlier(due, self.waiting)
         due = self.earlier(due, self.connecting)
@@ -983,7 +987,8 @@ class Client(Side):
     @cython.cfunc
     @cython.exceptval(check=False)
     def ask(self, what: cython.int) -> cython.int:
-        """The session's next step after: 0 nothing came yet, 1 the client ended, 2 bytes, 3 silence, 4 the server spoke, 5 too late."""
+        """The session's next step after: 0 nothing came yet, 1 the client ended, 2 bytes, 3 silence, 4 the server spoke, 5 too late,
+        6 its pod did not come to be known."""
         step: cython.int = REFUSE
         try:
             if what == 2:
@@ -997,11 +1002,25 @@ class Client(Side):
                 step = self.session.silent()
             elif what == 4:
                 step = self.session.server_spoke()
+            elif what == 6:
+                step = self.session.expired()
             else:
                 step = self.session.gave_up()
         except Exception:  # a decision that fails is a refusal
             self.engine.worker.failed()
         return step
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def tell_again(self) -> cython.int:
+        """The session waited for its pod, and hears now what came meanwhile."""
+        self.leave_queue()
+        if self.unsent is not None:
+            self.act(self.ask(2))
+            if self.ended and not self.closed and self.state == WAITING:
+                self.act(self.ask(1))
+            return 0
+        return self.act(self.ask(1 if self.ended else 0))
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -1011,6 +1030,10 @@ class Client(Side):
                 return self.dial(DIALING)
             return self.won()
         if step == WAIT:
+            if self.session.unknown:
+                if self.queue is None:
+                    self.join_queue(self.engine.unknown)
+                return 0
             if self.unsent is not None or self.queue is self.engine.silent:
                 if self.queue is not self.engine.waiting:
                     self.join_queue(self.engine.waiting)
@@ -1207,6 +1230,9 @@ class Client(Side):
             return self.close(True, IDLE_TIMEOUT)
         if queue is engine.connecting:
             return self.close(True, CONNECT_TIMEOUT)
+        if queue is engine.unknown:
+            outcome: cython.int = self.ask(6)
+            return self.tell_again() if outcome == WAIT else self.act(outcome)
         if queue is engine.silent:
             step: cython.int = self.ask(3)
             if step == WAIT:
@@ -1229,7 +1255,22 @@ class Client(Side):
             self.engine.worker.failed()
         if why:
             return self.close(True, why)
+        if self.queue is self.engine.unknown and self.known():
+            return self.tell_again()
         return 0
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def known(self) -> cython.bint:
+        """Whether the session need not wait any more; then it has been told."""
+        try:
+            if not self.session.known():
+                return False
+            self.session.found()
+        except Exception:
+            self.engine.worker.failed()
+            return False
+        return True
 
     @cython.cfunc
     @cython.exceptval(check=False)

@@ -24,6 +24,7 @@ _SYN = "tcp flags & (syn|ack) == syn"  # with FIN or RST as well: some stacks op
 # Neighbour discovery and multicast membership: without them there is no IPv6 link. Beyond it they would be a tunnel: they are for the node,
 # or, on a bridge that asks us, for another pod on it.
 _ON_LINK = ("ip6 daddr { fe80::/10, ff02::/16 }", "fib daddr type local", "fib daddr . iif oif exists")
+_CANARY_PORT = 80
 _STRANGER_MEMORY = "10m"
 _ADOPTION = "60s"
 _MAX_STRANGERS = 65536
@@ -204,9 +205,18 @@ def _rules(state: KernelState) -> Iterator[str]:
         yield _set(
             f"member{version}", f"type {_TYPES[version]} : verdict", _verdicts(version, state.members), what="map"
         )
+    # Who it is, the workers will know before it is decided; without one the pod may be any
+    yield from _chain("unknown", None, [*_remembered(versions), "jump deliver", "counter name bypassed accept"])
     yield from _chain("judge", None, _judge(state, versions))
     ours = f"meta mark & {marks.mask:#x} == {marks.egress:#x} accept"  # what we send ourselves never comes back to us
-    yield from _chain("syns", None, [ours, *_excluded(versions), "goto judge"])
+    yield from _chain("canary", None, ["jump deliver", "drop"])  # nobody else has the address
+    canaries = [
+        f"{_IP[v]} daddr {address} tcp dport {_CANARY_PORT} goto canary"
+        for v in versions
+        for address in settings.canary
+        if (":" in address) == (v == 6)
+    ]
+    yield from _chain("syns", None, [ours, *canaries, *_excluded(versions), "goto judge"])
     marked = f"ct mark & {marks.mask:#x} != 0 jump marked"
     yield from _chain("others", None, [*_forgotten(settings, versions), marked, ours, *_others(versions)])
     yield from _raw(settings, versions, [f"{_SYN} goto syns"])
@@ -316,12 +326,22 @@ def _judge(state: KernelState, versions: Iterable[int]) -> Iterator[str]:
         yield "meta l4proto != tcp ct state established accept"
         yield f"{_SYN} fib daddr type != local jump deliver"
         yield "counter name held drop"
-    elif state.strangers is not None:
-        for v in versions:
-            yield f"update @stranger{v} {{ {_IP[v]} saddr . {_IP[v]} saddr timeout {_STRANGER_MEMORY} }}"
+        return
+    if state.settings.unknown_pod_hold_s:
+        yield f"{_SYN} fib daddr type != local goto unknown"
+        if state.settings.unknown_pod_action == "Block":
+            yield "counter name held drop"
+            return
+    if state.strangers is not None:
+        yield from _remembered(versions)
         yield f"goto group{state.strangers}"
     else:
         yield "goto passed"
+
+
+def _remembered(versions: Iterable[int]) -> list[str]:
+    """A stranger may call itself through a service, as pods may."""
+    return [f"update @stranger{v} {{ {_IP[v]} saddr . {_IP[v]} saddr timeout {_STRANGER_MEMORY} }}" for v in versions]
 
 
 def _group(number: int, closed: bool, reject_quic: bool, state: KernelState) -> Iterator[str]:

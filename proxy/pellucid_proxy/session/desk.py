@@ -5,6 +5,7 @@ On the way of every connection, so it compiles like the engine (engine/relay.py 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import time
@@ -15,6 +16,8 @@ import cython
 from ..control import Series
 from ..engine.share import Share
 from ..metrics import METRICS
+from .canary import PORT as CANARY_PORT
+from .canary import Canary
 from .ending import ENDINGS
 from .judge import Judge
 from .record import Tally, address_text, source_fragment, tally_series
@@ -120,12 +123,14 @@ class Desk:
     clock: Clock
     judge: Judge
     node: str
+    node_name: str
     on_records: Callable[[bool], None]
     limit: cython.Py_ssize_t
     waiting: cython.Py_ssize_t
     unsent: cython.Py_ssize_t
     records: list[str]
     opened: cython.longlong
+    canaries: dict[bytes, int]  # answers by address
     failures: cython.longlong
     dropped: cython.longlong
     bytes_up: cython.longlong
@@ -146,6 +151,8 @@ class Desk:
         self.most_pending = judge.settings.max_pending_per_pod
         self.shares = {}
         self.shed_connections = self.shed_pending = 0
+        self.node_name = node
+        self.canaries = {ipaddress.ip_address(text).packed: 0 for text in judge.settings.canary}
         self.node = f'"node":{json.dumps(node)}'
         self.on_records = on_records
         self.limit = limit
@@ -167,7 +174,9 @@ class Desk:
         share: Share | None = self.shares.get(pod)
         if share is None:
             share = self.shares[pod] = Share(pod)
-        session = Session(self.judge, source, destination, port, share)
+        session: Session = Session(self.judge, source, destination, port, share)
+        if port == CANARY_PORT and destination in self.canaries:
+            session = Canary(self.judge, source, destination, share, self.node_name)
         if share.connections >= self.most_of_pod:
             session.too_many = True
             self.shed_connections += 1
@@ -198,6 +207,9 @@ class Desk:
         if tally is not None:
             tally.closed[why] += 1
         session.guard = None  # it refers back to the session
+        if isinstance(session, Canary):
+            self.canaries[session.destination] += 1
+            return
         self.bytes_up += up
         self.bytes_down += down
         self.protocols[session.protocol] = self.protocols.get(session.protocol, 0) + 1
@@ -258,6 +270,12 @@ class Desk:
             Series("connections_pending", "gauge", (), sum(each.pending for each in self.shares.values())),
             Series("connections_shed", "counter", ("connections_per_pod",), self.shed_connections),
             Series("connections_shed", "counter", ("pending_per_pod",), self.shed_pending),
+            *(
+                Series("canary_answers", "counter", ("IPv4" if len(address) == 4 else "IPv6",), count)
+                for address, count in self.canaries.items()
+            ),
+            Series("unknown_pods", "counter", ("known",), self.judge.unknown_known),
+            Series("unknown_pods", "counter", ("expired",), self.judge.unknown_expired),
             Series("connections_opened", "counter", (), self.opened),
             Series("connections_active", "gauge", (), active),
             Series("decisions_failed", "counter", (), self.failures),

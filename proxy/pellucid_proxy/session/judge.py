@@ -105,6 +105,8 @@ class Judge:
         self.tallies = Tallies()
         self.source_address = settings.source_address
         self.settings = settings
+        self.holds_unknown = settings.unknown_pod_hold_s > 0
+        self.unknown_known = self.unknown_expired = 0  # connections that waited for their pod, by how that ended
         self._node_addresses = frozenset(node_addresses)
         self._allowed = networks(settings.allow_dial)
         self._denied: dict[tuple[bytes, bool], bool] = {}

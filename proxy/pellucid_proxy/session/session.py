@@ -8,7 +8,8 @@ Rule 4. What began as a protocol and did not go on (a hello that stops in the mi
 Rule 5. A plain HTTP connection admitted by its Host is checked again at every request.
 Rule 6. Whatever goes wrong in deciding is a refusal.
 Rule 7. A connection is its pod's: it ends when its address is another pod's, or nobody's.
-Rule 8. When the policy changes, a connection is decided again with its facts, unless a rule of a policy that says Keep decided it. A name
+Rule 8. Where unknown pods are held, nothing is decided of an address without a pod until there is one, or the time is over.
+Rule 9. When the policy changes, a connection is decided again with its facts, unless a rule of a policy that says Keep decided it. A name
         that was never read counts as absent, for it never will be.
 """
 
@@ -47,6 +48,7 @@ ALLOW, BLOCK, ROUTE, INTERCEPT = Action.ALLOW, Action.BLOCK, Action.ROUTE, Actio
 DROP, RESPOND = Response.DROP, Response.RESPOND
 
 UNDECIDABLE = Verdict(action=Action.BLOCK, reason=Reason.UNDECIDABLE)
+UNKNOWN_POD = Verdict(action=Action.BLOCK, reason=Reason.UNKNOWN_POD)
 LIMIT_REACHED = Verdict(action=Action.BLOCK, reason=Reason.LIMIT_REACHED)
 DIAL_DENIED = Verdict(action=Action.BLOCK, reason=Reason.DIAL_DENIED)
 NOT_SELECTED = Verdict(action=Action.ALLOW, reason=Reason.NOT_SELECTED)
@@ -57,7 +59,8 @@ class Session:
     source's address, handshake with an upstream proxy or None. After DIAL also: redial if a raced upstream is the wrong one; guard, and
     then held, the part of the first bytes that it let pass. Until then held is first bytes that do not say enough yet.
 
-    share: its pod's. too_many: its pod has as many connections as it may, and this one is refused whatever the rules say.
+    share: its pod's. too_many: its pod has as many connections as it may, and this one is refused whatever the rules say. unknown: it waits
+    for a pod with its address to be known; waited: long enough.
 
     There are as many of these as connections: what connections have in common (a pod's address, a name) is one object."""
 
@@ -68,6 +71,8 @@ class Session:
         self.port = port
         self.share = Share(source) if share is None else share
         self.too_many = False
+        self.unknown = False
+        self.waited = False
         self.identity: Identity | None = None
         self.verdict: Verdict = UNDECIDABLE  # until there is one: what a record says if the connection ends before
         self.audited: Verdict | None = None
@@ -118,6 +123,25 @@ class Session:
         if self.held:
             return self._believe(give_up(self.held), self.held)
         return self._settle(ABSENT, False, False)
+
+    def known(self) -> bool:
+        """Whether there is a pod with its address."""
+        return self.judge.enforced.identity(self.source).pod is not None
+
+    def found(self) -> None:
+        """Its pod is known: what came so far is to be told again."""
+        self.unknown = False
+        self.judge.unknown_known += 1
+
+    def expired(self) -> int:
+        """No pod with its address came to be known in time. WAIT: what came so far is to be told again."""
+        self.unknown, self.waited = False, True
+        self.judge.unknown_expired += 1
+        if self.judge.settings.unknown_pod_action != "Block":
+            return WAIT
+        self.identity = self.judge.enforced.identity(self.source)
+        self._refuse(UNKNOWN_POD)
+        return REFUSE
 
     def reply(self) -> bytes | None:
         """What a refused client is told before the end, None: a reset."""
@@ -170,6 +194,9 @@ class Session:
             self.identity = self.judge.enforced.identity(self.source)
             self._refuse(LIMIT_REACHED)
             return REFUSE
+        if self.judge.holds_unknown and not self.waited and not self.known():
+            self.unknown = True
+            return WAIT
         before = (self.target, self.spoof, self.verdict.route) if self.tally is not None else None
         verdict = self._verdict(name, encrypted, mismatch)
         if verdict is None:

@@ -15,7 +15,7 @@ from pellucid_proxy.metrics import LABELS, METRICS, exposed_name, markdown
 ROOT = Path(__file__).resolve().parents[3]
 BOUNDED = {
     "action", "reason", "policy", "rule", "direction", "process", "protocol", "stage", "worker", "event", "revision", "version", "python",
-    "engine", "cause", "outcome", "limit",
+    "engine", "cause", "outcome", "limit", "family",
 }  # fmt: skip
 
 

@@ -41,7 +41,6 @@ def test_a_folder_that_says_nothing_of_the_installation_wishes_nothing() -> None
 @pytest.mark.parametrize(
     ("spec", "path"),
     [
-        ("unknownPods: {hold: 2s, then: Allow}", "spec.unknownPods"),
         ("nodeSelector: {disk: fast}", "spec.nodeSelector"),
         ("images: {proxy: pellucid}", "spec.images"),
         ("exclude: {ports: [53]}", "spec.exclude.ports"),

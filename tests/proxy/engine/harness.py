@@ -35,6 +35,7 @@ class Script:
     on_silent: int = WAIT
     on_server: int = DIAL
     on_late: int = REFUSE
+    on_expired: int = WAIT
     on_review: int | Exception = 0
     answer: bytes | None = None
     spoof: bool = False
@@ -43,6 +44,8 @@ class Script:
     guard: Any = None
     held: bytes = b""
     opaque: bool = False
+    unknown: bool = False
+    is_known: bool = False
     share: Share = field(default_factory=Share)
     heard: list[Any] = field(default_factory=list)
 
@@ -74,6 +77,18 @@ class Script:
 
     def reply(self) -> bytes | None:
         return self.answer
+
+    def known(self) -> bool:
+        return self.is_known
+
+    def found(self) -> None:
+        self.heard.append("found")
+        self.unknown = False
+
+    def expired(self) -> int:
+        self.heard.append("expired")
+        self.unknown = False
+        return self.on_expired
 
 
 @dataclass(frozen=True)

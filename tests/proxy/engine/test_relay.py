@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import select
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -411,3 +412,61 @@ def test_a_hundred_connections_leave_nothing_behind() -> None:
             origin.close()
             b.until(lambda: b.engine.connections == 0)
         assert len(b.ended) == 100
+
+
+def unknown(**more: Any) -> Script:
+    """Of a pod that is not known yet, which will be allowed."""
+    script = Script(on_opened=WAIT, on_late=WAIT, unknown=True, **more)
+    script.on_received = lambda _data: WAIT if script.unknown else DIAL
+    return script
+
+
+def test_what_an_unknown_pod_sends_waits_and_goes_on_once_the_pod_is_known() -> None:
+    with bench(unknown, unknown_pod_hold_s=30) as b:
+        early, late = b.connect(), b.connect()
+        early.send(b"first")
+        assert b.nothing_arrives()
+        for each in b.sessions:
+            each.is_known = True
+        b.engine.review()
+        assert b.read(b.accept(), 5) == b"first"
+        late.send(b"second")
+        assert b.read(b.accept(), 6) == b"second"
+        assert all(each.heard.count("found") == 1 for each in b.sessions)
+
+
+def test_a_client_that_ended_meanwhile_is_told_of_like_any_other() -> None:
+    with bench(unknown, unknown_pod_hold_s=30) as b:
+        client = b.connect()
+        client.send(b"all of it")
+        client.shutdown(socket.SHUT_WR)
+        assert b.nothing_arrives()
+        b.sessions[0].is_known = True
+        b.engine.review()
+        origin = b.accept()
+        assert b.read(origin, 9) == b"all of it"
+        assert b.ends(origin) == "end"
+
+
+def test_a_pod_that_stays_unknown_is_waited_for_so_long_and_no_longer() -> None:
+    with bench(unknown, unknown_pod_hold_s=0.2) as b:
+        began = time.monotonic()
+        client = b.connect()
+        client.send(b"?")
+        assert b.read(b.accept(), 1) == b"?"
+        assert time.monotonic() - began >= 0.2
+        assert b.sessions[0].heard[-2:] == ["expired", b"?"]
+    with bench(lambda: unknown(on_expired=REFUSE), unknown_pod_hold_s=0.2) as b:
+        client = b.connect()
+        client.send(b"?")
+        assert b.ends(client) == "reset"
+
+
+def test_a_review_that_finds_no_pod_leaves_the_wait_as_it_is() -> None:
+    with bench(unknown, unknown_pod_hold_s=0.3) as b:
+        client = b.connect()
+        client.send(b"?")
+        assert b.nothing_arrives()
+        b.engine.review()
+        assert b.read(b.accept(), 1) == b"?"
+        assert "found" not in b.sessions[0].heard
