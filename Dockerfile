@@ -25,8 +25,8 @@ RUN PELLUCID_COMPILE=require /build/bin/python -m hatchling build -t wheel -d /w
     /opt/pellucid/bin/python -m compileall -q /opt/pellucid/lib
 
 FROM ${BASE_IMAGE}
-RUN command -v nft >/dev/null && command -v python3 >/dev/null || { apt-get update && \
-    apt-get install -y --no-install-recommends python3 nftables && rm -rf /var/lib/apt/lists/*; }
+RUN command -v nft >/dev/null && command -v python3 >/dev/null && [ -e /etc/protocols ] || { apt-get update && \
+    apt-get install -y --no-install-recommends python3 nftables netbase && rm -rf /var/lib/apt/lists/*; }
 COPY --from=build /opt/pellucid /opt/pellucid
 ENV PATH=/opt/pellucid/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 ENTRYPOINT ["pellucid"]

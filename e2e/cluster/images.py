@@ -19,7 +19,7 @@ COREDNS_IMAGE = "pellucid.test/coredns:1"
 PYTHON_IMAGE = "pellucid.test/python:1"
 _FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755}
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PACKAGES = ("python3-minimal", "libpython3-stdlib", "iproute2", "nftables", "curl", "ca-certificates")
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "iproute2", "nftables", "netbase", "curl", "ca-certificates")
 
 
 def made(folder: Path, programs: Path) -> list[Path]:

@@ -114,7 +114,7 @@ class Cluster:
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": MANAGER}
         for each in self._api.configuration.auth_settings().values():  # reads a token that was renewed
             headers[str(each["key"])] = str(each["value"])
-        content = body if content_type == "application/json" else json.dumps(body)
+        content = body if content_type.endswith("json") else json.dumps(body)  # JSON it writes itself
         url = f"{self._api.configuration.host}{path}"
         try:
             answer = self._api.call_api(method, url, headers, content, _request_timeout=PATIENCE_S)

@@ -11,7 +11,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kopf
 import prometheus_client
@@ -86,6 +86,7 @@ async def _serve(options: Options, cluster: Cluster, wanted: Wanted, owner: Body
 async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     """kopf's part: a watch for each kind, and the liveness probe."""
     registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry, id="login")(_login)
     for kind in WATCHED:
         group, _, version = kind.path.removeprefix("apis/").removeprefix("api/").rpartition("/")
         kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)(
@@ -103,6 +104,7 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
         registry=registry,
         settings=settings,
         standalone=True,
+        identity=cast("Any", "pellucid-operator"),  # else it asks who this user is, whom no file knows
         clusterwide=True,
         liveness_endpoint=f"http://{address}:{port}/healthz",
         stop_flag=stop,
@@ -111,6 +113,10 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
 
 def _on_event(loop: Loop, kind: Kind, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
     loop.on_event(kind, type, dict(body))
+
+
+def _login(**about: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**about) or kopf.login_with_kubeconfig(**about)
 
 
 def _probe(loop: Loop, **_: Any) -> str:

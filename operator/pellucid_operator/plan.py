@@ -48,7 +48,7 @@ def plan(world: World, now: str) -> Plan:
     pieces = {
         name: _snapshot(name, {"piece": {"data": data}}) for name, data in snapshot.pieces.items() if name not in there
     }
-    index = _snapshot(INDEX_NAME, {"index": msgspec.to_builtins(snapshot.index)})
+    index = _snapshot(INDEX_NAME, {"index": msgspec.json.decode(msgspec.json.encode(snapshot.index))})
     proxy = judged.of.get(THE_PROXY)
     wanted, unwanted = _daemon_sets(world, proxy.in_force if proxy is not None and proxy.accepted else None)
     written = {key: body.get("status") or {} for kind in world.objects for key, body in world.objects[kind].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from dataclasses import replace
 from typing import Any
@@ -107,6 +108,7 @@ def written(before: World, made: Plan) -> World:
     """The world once made is applied and heard of."""
     objects = {kind: dict(found) for kind, found in before.objects.items()}
     for each in [*made.pieces.values(), *([made.index] if made.index else [])]:
+        each = json.loads(json.dumps(each))  # as the API server gives it back
         objects[SNAPSHOTS.name][key_of(SNAPSHOTS.name, each)] = each
     for each in made.daemon_sets.values():
         objects[DAEMON_SETS.name][key_of(DAEMON_SETS.name, each)] = {"metadata": each["metadata"]}

@@ -33,7 +33,6 @@ spec:
         - --cluster
         - --takeover
         - --node=$(NODE_NAME)
-        - --instance=$(POD_NAME)
         - --handover-drain={{ .Values.agent.terminationGracePeriodSeconds }}
         - --log-level={{ .Values.agent.logLevel }}
         {{- with .Values.agent.metrics }}
@@ -44,7 +43,7 @@ spec:
         {{- end }}
         env:
         - {name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-        - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+        - {name: PELLUCID_INSTANCE, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
         - {name: PELLUCID_DAEMONSET, value: pellucid-node}
         - {name: PELLUCID_STATE, value: /var/lib/pellucid}
@@ -62,8 +61,8 @@ spec:
           capabilities: {drop: [ALL], add: [NET_ADMIN, NET_RAW, SETPCAP, SETUID, SETGID, KILL]}
           {{- end }}
         # Ready: this pod enforces, and not the one before it. Alive: somebody answers; a bad policy is no reason to start again.
-        startupProbe: {exec: {command: [pellucid, status, --ready, --instance, $(POD_NAME)]}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 300}
-        readinessProbe: {exec: {command: [pellucid, status, --ready, --instance, $(POD_NAME)]}, periodSeconds: 10, timeoutSeconds: 10}
+        startupProbe: {exec: {command: [pellucid, status, --ready]}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 300}
+        readinessProbe: {exec: {command: [pellucid, status, --ready]}, periodSeconds: 10, timeoutSeconds: 10}
         resources: {{ toJson .Values.agent.resources }}
         volumeMounts: [{name: state, mountPath: /var/lib/pellucid}, {name: tmp, mountPath: /tmp}]
       volumes:

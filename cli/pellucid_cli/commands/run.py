@@ -57,6 +57,8 @@ from ..arguments import ADDRESS_PORT, NETWORK, state_option
 @click.option(
     "--instance",
     default="",
+    envvar="PELLUCID_INSTANCE",
+    show_envvar=True,
     metavar="NAME",
     help="What this run is called among those that take each other's place. [default: its process id]",
 )

@@ -32,6 +32,8 @@ _ASK_AGAIN_S = 0.1
 @click.option(
     "--instance",
     metavar="NAME",
+    envvar="PELLUCID_INSTANCE",
+    show_envvar=True,
     help="With --ready: and is it this one (`run --instance`), not one before or after it?",
 )
 @click.pass_context

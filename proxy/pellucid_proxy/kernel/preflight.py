@@ -117,6 +117,10 @@ def _nft(_: NodeSettings) -> Iterator[Finding]:
     version = re.search(r"v(\d+)\.(\d+)", said)
     if version is None or (int(version[1]), int(version[2])) < _OLDEST_NFT:
         yield Finding(Severity.ERROR, f"nft: {said.strip()} is too old", "install nftables 1.0 or later")
+    try:
+        socket.getprotobyname("tcp")
+    except OSError:
+        yield Finding(Severity.ERROR, "nft cannot know what tcp is: /etc/protocols is missing", "install netbase")
 
 
 def _features(settings: NodeSettings) -> Iterator[Finding]:

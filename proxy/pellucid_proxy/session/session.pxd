@@ -6,7 +6,7 @@ cdef class Session:
     cdef public Share share
     cdef public object judge, source, destination, identity, verdict, audited, tally, name, protocol, held
     cdef public object target, handshake, guard
-    cdef public bint spoof, redial, encrypted, mismatch, too_many
+    cdef public bint spoof, redial, encrypted, mismatch, too_many, unknown, waited
     cdef public int port
 
     cpdef int opened(self) except -1
@@ -14,6 +14,9 @@ cdef class Session:
     cpdef int silent(self) except -1
     cpdef int server_spoke(self) except -1
     cpdef int gave_up(self) except -1
+    cpdef bint known(self) except -1
+    cpdef found(self)
+    cpdef int expired(self) except -1
     cdef int _believe(self, first, bytes data) except -1
     cdef int _settle(self, name, bint encrypted, bint mismatch) except -1
     cdef object _verdict(self, name, bint encrypted, bint mismatch)
