@@ -42,15 +42,14 @@ class Cluster:
         self._lock = threading.Lock()
         self.writes: dict[str, int] = {}
 
-    def listed(self, kind: Kind, namespace: str = "") -> dict[Key, Body]:
+    def listed(self, kind: Kind, namespace: str = "") -> list[Body]:
         """All objects of a kind. Raises Refused."""
         path = f"/{kind.path}/namespaces/{namespace}/{kind.plural}" if namespace else f"/{kind.path}/{kind.plural}"
-        found: dict[Key, Body] = {}
+        found: list[Body] = []
         rest = ""
         while True:
             page = self._call("GET", f"{path}?limit={PAGE}{f'&continue={rest}' if rest else ''}")
-            for each in page["items"]:
-                found[key_of(kind.name, each)] = each
+            found += page["items"]
             rest = page["metadata"].get("continue") or ""
             if not rest:
                 return found
@@ -89,9 +88,9 @@ class Cluster:
             if err.status != NOT_FOUND:
                 raise
 
-    def warn(self, namespace: str, about: Body, reason: str, message: str, now: str) -> None:
-        """An Event of type Warning about an object. Raises Refused."""
-        self._call("POST", f"/api/v1/namespaces/{namespace}/events", {
+    def warn(self, kind: Kind, namespace: str, about: Body, reason: str, message: str, now: str) -> None:
+        """An Event (kind) of type Warning about an object. Raises Refused."""
+        self._call("POST", f"/{kind.path}/namespaces/{namespace}/{kind.plural}", {
             "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": reason, "message": message[:1024],
             "metadata": {"generateName": "pellucid-", "namespace": namespace},
             "involvedObject": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,12 +14,18 @@ from pellucid_policy.installation import SnapshotIndex, SnapshotSpec
 from pellucid_policy.meta import Namespace
 from pellucid_policy.objects import Object, Objects, collect
 from pellucid_policy.parse import parse_values
-from pellucid_policy.snapshot import INDEX_NAME, Snapshot, TooLarge, Unusable, objects_of, snapshot_of
+from pellucid_policy.snapshot import INDEX_NAME, Incomplete, Snapshot, TooLarge, Unusable, objects_of, snapshot_of
 
 from .world import NAMESPACES, SNAPSHOTS, USER_KINDS, Body, Key, World
 
+log = logging.getLogger(__name__)
+
 SUPPORTED = ONE_NODE | {PLACEMENT}
 ACCEPTED, INVALID, UNSUPPORTED, TOO_LARGE = "Accepted", "Invalid", "UnsupportedFeature", "TooLarge"
+
+
+class Unknown(Exception):
+    """What is in force cannot be told now, and to guess would widen it: look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +51,8 @@ class Judged:
 
 
 def judge(world: World) -> Judged:
-    """Judge every object by itself, so that a bad one hinders no other, and pack what is in force."""
-    before = _offered_before(world)
+    """Judge every object by itself, so that a bad one hinders no other, and pack what is in force. Raises Unknown."""
+    before = _offered_before(world) if world.before is None else world.before
     found = {key: _judged(key, body, before) for kind in USER_KINDS for key, body in world.of(kind).items()}
     namespaces = tuple(_namespace(body) for body in world.of(NAMESPACES).values())
     while True:
@@ -61,6 +68,16 @@ def judge(world: World) -> Judged:
 
 
 def _judged(key: Key, body: Body, before: Mapping[Key, Object]) -> Judgement:
+    try:
+        return _read(key, body, before)
+    except Exception as err:
+        log.exception("%s cannot be judged", "/".join(filter(None, key)))
+        return _refused(
+            INVALID, f"cannot be judged, through a fault of the operator ({err!r}); please report it", before.get(key)
+        )
+
+
+def _read(key: Key, body: Body, before: Mapping[Key, Object]) -> Judgement:
     value = {name: part for name, part in body.items() if name != "status"}
     objects = parse_values([(f"{key[0]} {key[1]}/{key[2]}" if key[1] else f"{key[0]} {key[2]}", value)])
     if not isinstance(objects, Objects):
@@ -88,7 +105,7 @@ def _without(judged: Judgement, reason: str, message: str, last: Object | None) 
 
 
 def _offered_before(world: World) -> dict[Key, Object]:
-    """What the snapshot in the cluster holds: the last accepted versions, with selectors of namespaces resolved then."""
+    """What the snapshot in the cluster holds: the last accepted versions, with selectors of namespaces resolved then. Raises Unknown."""
     from pellucid_policy.objects import key_of
 
     specs = {key[2]: body.get("spec") for key, body in world.of(SNAPSHOTS).items()}
@@ -98,6 +115,8 @@ def _offered_before(world: World) -> dict[Key, Object]:
         assert isinstance(current, SnapshotIndex)
         pieces = {name: spec.piece.data for name, spec in known.items() if spec.piece is not UNSET}
         return {key_of(each): each for each in objects_of(current, pieces, ALL).all()}
+    except Incomplete as err:
+        raise Unknown(f"the snapshot in the cluster: {err}") from err
     except (
         KeyError,
         AssertionError,

@@ -6,9 +6,9 @@ import asyncio
 import functools
 import json
 import logging
-import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import prometheus_client
 import yaml
 
 from .cluster import Cluster, Refused
-from .loop import Loop
+from .loop import RETRY_S, Loop
 from .world import DAEMON_SETS, PROXIES, WATCHED, Body, Kind, Wanted
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,16 @@ async def _serve(options: Options, cluster: Cluster, wanted: Wanted, owner: Body
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    watching = asyncio.create_task(_watch(options, loop, stop), name="kopf")
     planning = asyncio.create_task(loop.run(), name="plan")
-    done, pending = await asyncio.wait({watching, planning}, return_when=asyncio.FIRST_COMPLETED)
+    listed = asyncio.create_task(loop.listed.wait(), name="wait for the kinds")
+    asked = asyncio.create_task(stop.wait(), name="wait for the end")
+    await asyncio.wait({planning, listed, asked}, return_when=asyncio.FIRST_COMPLETED)
+    watching = asyncio.create_task(
+        _watch(options, loop, stop), name="kopf"
+    )  # who watches kinds that are not there yet never will
+    done, pending = await asyncio.wait({watching, planning, asked}, return_when=asyncio.FIRST_COMPLETED)
     stop.set()
-    for each in pending:
+    for each in (listed, *pending):
         each.cancel()
     await asyncio.gather(*pending, return_exceptions=True)
     for each in done:
@@ -111,7 +116,7 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     )
 
 
-def _on_event(loop: Loop, kind: Kind, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
+async def _on_event(loop: Loop, kind: Kind, *, type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002  # kopf's name
     loop.on_event(kind, type, dict(body))
 
 
@@ -119,12 +124,11 @@ def _login(**about: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**about) or kopf.login_with_kubeconfig(**about)
 
 
-def _probe(loop: Loop, **_: Any) -> str:
-    """kopf answers 200 whatever a probe says: who is stuck ends, and is started again."""
+async def _probe(loop: Loop, **_: Any) -> str:
+    """Fails while something waits for longer than it may: the kubelet starts this process again."""
     if stuck := loop.stuck():
-        log.critical("%s: ending, to be started again", stuck)
-        os.kill(os.getpid(), signal.SIGTERM)
-    return stuck or "fine"
+        raise kopf.PermanentError(stuck)
+    return "fine"
 
 
 def read_wanted(folder: str) -> Wanted:
@@ -151,12 +155,18 @@ def read_wanted(folder: str) -> Wanted:
 
 
 def _owner(cluster: Cluster, options: Options) -> Body | None:
-    """With the Deployment go the DaemonSets that it has made."""
-    if not options.deployment:
-        return None
-    found = cluster.get(f"/apis/apps/v1/namespaces/{options.namespace}/deployments/{options.deployment}")
-    meta = found["metadata"]
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"], "uid": meta["uid"]}
+    """With the Deployment go the DaemonSets that it has made. Waits for the API server."""
+    path = f"/apis/apps/v1/namespaces/{options.namespace}/deployments/{options.deployment}"
+    while options.deployment:
+        try:
+            meta = cluster.get(path)["metadata"]
+            return {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"], "uid": meta["uid"]}
+        except Refused as err:
+            if err.status:
+                raise
+            log.error("%s; tried again in %g s", err, RETRY_S)
+            time.sleep(RETRY_S)
+    return None
 
 
 class _Json(logging.Formatter):

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from pellucid_policy.installation import TransparentProxy
+from pellucid_policy.objects import Object
 from pellucid_policy.snapshot import INDEX_NAME
 
 from .daemonsets import APPLIED, daemon_sets, stamped
 from .judge import judge
-from .statuses import differs, statuses
+from .statuses import differs, refusing, statuses
 from .world import API, DAEMON_SETS, PROXIES, SNAPSHOTS, Key, World
 
 API_VERSION = API.removeprefix("apis/")
@@ -25,7 +26,7 @@ class Plan:
     """In this order: the TransparentProxy; pieces, then the index that names them; DaemonSets; statuses (by key).
 
     needless: pieces that the index does not name, which may go once nodes have had the time to read it. unwanted: DaemonSets to delete.
-    refused: objects, and why, for Events.
+    warnings: objects that are refused, and nodes that refuse, and why: for Events. in_force: for World.before.
     holds: for World.history."""
 
     proxy: dict[str, Any] | None
@@ -37,7 +38,8 @@ class Plan:
     needless: tuple[str, ...]
     revision: str
     holds: Mapping[Key, str]
-    refused: Mapping[Key, str]
+    warnings: Mapping[Key, str]
+    in_force: Mapping[Key, Object]
 
 
 def plan(world: World, now: str) -> Plan:
@@ -45,9 +47,8 @@ def plan(world: World, now: str) -> Plan:
     judged = judge(world)
     snapshot = judged.snapshot
     there = {key[2]: body for key, body in world.of(SNAPSHOTS).items()}
-    pieces = {
-        name: _snapshot(name, {"piece": {"data": data}}) for name, data in snapshot.pieces.items() if name not in there
-    }
+    pieces = {name: _snapshot(name, {"piece": {"data": data}}) for name, data in snapshot.pieces.items()}
+    pieces = {name: each for name, each in pieces.items() if there.get(name, {}).get("spec") != each["spec"]}
     index = _snapshot(INDEX_NAME, {"index": msgspec.json.decode(msgspec.json.encode(snapshot.index))})
     proxy = judged.of.get(THE_PROXY)
     wanted, unwanted = _daemon_sets(world, proxy.in_force if proxy is not None and proxy.accepted else None)
@@ -62,7 +63,8 @@ def plan(world: World, now: str) -> Plan:
         tuple(sorted(there.keys() - snapshot.pieces.keys() - {INDEX_NAME})),
         snapshot.index.revision,
         {key: each.digest for key, each in judged.of.items() if each.digest},
-        {key: each.message for key, each in judged.of.items() if not each.accepted},
+        {key: each.message for key, each in judged.of.items() if not each.accepted} | refusing(world),
+        {key: each.in_force for key, each in judged.of.items() if each.in_force is not None},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .judge import Judged, Judgement
@@ -16,6 +16,7 @@ MAX_MESSAGE = 4096
 def statuses(world: World, judged: Judged, now: str) -> dict[Key, dict[str, Any]]:
     """The status of each object of a user's kind. now: RFC 3339, for conditions that change."""
     nodes = world.of(NODES)
+    by_revision = _by_revision(nodes)
     found = {}
     for kind in USER_KINDS:
         for key, body in world.of(kind).items():
@@ -23,16 +24,26 @@ def statuses(world: World, judged: Judged, now: str) -> dict[Key, dict[str, Any]
             conditions = [_accepted(judged.of[key])]
             status: dict[str, Any] = {"observedGeneration": body["metadata"].get("generation", 0)}
             if kind is not AUTHORITIES:
-                failing = _failing(nodes, key, judged, world)
+                failing = _failing(by_revision, key, judged, world)
                 done = len(nodes) - len(failing)
                 status["revision"] = judged.snapshot.index.revision
                 status["nodes"] = {"desired": len(nodes), "programmed": done, "summary": f"{done}/{len(nodes)}"}
-                conditions.append(_programmed(judged.of[key], failing, len(nodes)))
+                conditions.append(_programmed(judged.of[key], failing, nodes))
             if kind is PROXIES:
                 conditions.append(_verified(nodes))
             generation = status["observedGeneration"]
             status["conditions"] = [_since(each, before, generation, now) for each in conditions]
             found[key] = status
+    return found
+
+
+def refusing(world: World) -> dict[Key, str]:
+    """Nodes that refuse the snapshot that they are offered, and their words."""
+    found = {}
+    for key, body in world.of(NODES).items():
+        for each in (body.get("status") or {}).get("conditions") or ():
+            if each["type"] == "Programmed" and each.get("reason") == "Refused":
+                found[key] = str(each.get("message", ""))
     return found
 
 
@@ -53,43 +64,45 @@ def _accepted(judgement: Judgement) -> dict[str, Any]:
     return _condition("Accepted", judgement.accepted, judgement.reason, judgement.message)
 
 
-def _failing(nodes: Mapping[Key, Body], key: Key, judged: Judged, world: World) -> dict[str, str]:
-    """Which nodes do not enforce the version in force of an object, and what each says."""
-    digest = judged.of[key].digest
-    offered = judged.snapshot.index.revision
-    found = {}
-    for (_, _, name), body in nodes.items():
-        status = body.get("status") or {}
-        revision = status.get("revision", "")
-        if revision != offered and world.history.get(revision, {}).get(key, "") != digest:
-            found[name] = _own_words(status)
+def _by_revision(nodes: Mapping[Key, Body]) -> dict[str, list[Key]]:
+    """Thousands of nodes are at a few revisions."""
+    found: dict[str, list[Key]] = {}
+    for key, body in nodes.items():
+        found.setdefault((body.get("status") or {}).get("revision", ""), []).append(key)
     return found
 
 
-def _own_words(status: Mapping[str, Any]) -> str:
-    for each in status.get("conditions") or ():
+def _failing(by_revision: Mapping[str, Sequence[Key]], key: Key, judged: Judged, world: World) -> list[Key]:
+    """The nodes that do not enforce the version in force of an object."""
+    digest, offered = judged.of[key].digest, judged.snapshot.index.revision
+    behind = [
+        nodes
+        for revision, nodes in by_revision.items()
+        if revision != offered and world.history.get(revision, {}).get(key, "") != digest
+    ]
+    return sorted(node for nodes in behind for node in nodes)
+
+
+def _own_words(body: Body) -> str:
+    for each in (body.get("status") or {}).get("conditions") or ():
         if each["type"] == "Programmed" and each["status"] != "True":
             return str(each.get("message", ""))
     return ""
 
 
-def _programmed(judgement: Judgement, failing: Mapping[str, str], nodes: int) -> dict[str, Any]:
+def _programmed(judgement: Judgement, failing: Sequence[Key], nodes: Mapping[Key, Body]) -> dict[str, Any]:
     if judgement.in_force is None:
         return _condition("Programmed", False, "NotAccepted", "there is no version of it that could be enforced")
     if not nodes:
         return _condition("Programmed", False, "NoNodes", "no node has reported yet")
     if not failing:
         which = "" if judgement.accepted else "its last accepted version is enforced "
-        return _condition(
-            "Programmed",
-            judgement.accepted,
-            "Programmed" if judgement.accepted else "OldVersion",
-            f"{which}on {nodes} nodes",
-        )
-    troubled = {name: words for name, words in failing.items() if words}
-    named = "; ".join(f"{name}: {words}" if words else name for name, words in sorted(failing.items())[:MAX_NAMED])
+        reason = "Programmed" if judgement.accepted else "OldVersion"
+        return _condition("Programmed", judgement.accepted, reason, f"{which}on {len(nodes)} nodes")
+    words = {name: _own_words(nodes[kind, namespace, name]) for kind, namespace, name in failing[:MAX_NAMED]}
+    named = "; ".join(f"{name}: {said}" if said else name for name, said in words.items())
     more = f"; and {len(failing) - MAX_NAMED} more" if len(failing) > MAX_NAMED else ""
-    return _condition("Programmed", False, "NodesFailed" if troubled else "Pending", f"not on {named}{more}")
+    return _condition("Programmed", False, "NodesFailed" if any(words.values()) else "Pending", f"not on {named}{more}")
 
 
 def _verified(nodes: Mapping[Key, Body]) -> dict[str, Any]:

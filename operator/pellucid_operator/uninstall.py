@@ -6,7 +6,7 @@ import logging
 import time
 
 from .cluster import Cluster, Refused
-from .world import DAEMON_SETS, NODES, SNAPSHOTS
+from .world import DAEMON_SETS, NODES, SNAPSHOTS, key_of
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,16 @@ def uninstall(cluster: Cluster, namespace: str, deployment: str, timeout_s: floa
     while time.monotonic() < deadline:
         left = [
             *_pods(cluster, namespace, "node"),
-            *(f"TransparentNode {name}" for _, _, name in cluster.listed(NODES)),
+            *(f"TransparentNode {each['metadata']['name']}" for each in cluster.listed(NODES)),
         ]
         if not left:
             break
         time.sleep(LOOK_S)
-    for key in cluster.listed(SNAPSHOTS):
-        cluster.delete(SNAPSHOTS, key)
+    for each in cluster.listed(SNAPSHOTS):
+        cluster.delete(SNAPSHOTS, key_of(SNAPSHOTS.name, each))
     if left:
-        for key in cluster.listed(NODES):  # of nodes that are not there any more
-            cluster.delete(NODES, key)
+        for each in cluster.listed(NODES):  # of nodes that are not there any more
+            cluster.delete(NODES, key_of(NODES.name, each))
         log.error("still there after %g s: %s; see docs/kubernetes.md, Uninstall", timeout_s, ", ".join(left))
         return LEFT
     log.info("every node has taken its rules away")

@@ -1,10 +1,12 @@
-"""What the operator sees of the cluster at one moment, and what it remembers. Values only; gather.py fills them."""
+"""What the operator sees of the cluster at one moment, and what it remembers. Values only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from pellucid_policy.objects import Object
 
 Body = Mapping[str, Any]
 """An object as the API server gives it."""
@@ -27,6 +29,7 @@ SNAPSHOTS = Kind("TransparentSnapshot", API, "transparentsnapshots")
 NODES = Kind("TransparentNode", API, "transparentnodes")
 NAMESPACES = Kind("Namespace", "api/v1", "namespaces")
 DAEMON_SETS = Kind("DaemonSet", "apis/apps/v1", "daemonsets")
+EVENTS = Kind("Event", "api/v1", "events")
 USER_KINDS = (POLICIES, CLUSTER_POLICIES, AUTHORITIES, PROXIES)
 WATCHED = (*USER_KINDS, SNAPSHOTS, NODES, NAMESPACES)
 
@@ -47,7 +50,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """objects: by kind's name and key. templates, proxy: as Wanted. owner: of the DaemonSets, an ownerReference."""
+    """objects: by kind's name and key. templates, proxy: as Wanted. owner: of the DaemonSets, an ownerReference.
+
+    before: what was in force after the last plan; None: nothing is remembered, the snapshot in the cluster says."""
 
     objects: Mapping[str, Mapping[Key, Body]]
     templates: Mapping[str, Body] = field(default_factory=dict)
@@ -55,6 +60,7 @@ class World:
     proxy: Body | None = None
     namespace: str = "pellucid-system"
     history: History = field(default_factory=dict)
+    before: Mapping[Key, Object] | None = None
 
     def of(self, kind: Kind) -> Mapping[Key, Body]:
         """The objects of a kind, in order of their keys."""

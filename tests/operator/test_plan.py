@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from pellucid_operator.daemonsets import APPLIED, SETTINGS
+from pellucid_operator.judge import Unknown
 from pellucid_operator.plan import Plan, plan
 from pellucid_operator.world import (
     AUTHORITIES,
@@ -116,7 +117,7 @@ def written(before: World, made: Plan) -> World:
         del objects[DAEMON_SETS.name][DAEMON_SETS.name, before.namespace, name]
     for key, status in made.statuses.items():
         objects[key[0]][key] = {**objects[key[0]][key], "status": status}
-    return replace(before, objects=objects, history={**before.history, made.revision: made.holds})
+    return replace(before, objects=objects, history={**before.history, made.revision: made.holds}, before=made.in_force)
 
 
 def changed(before: World, kind: Kind, body: dict[str, Any]) -> World:
@@ -187,7 +188,7 @@ def test_however_it_came_there_the_same_objects_are_offered_the_same(seed: int) 
         if chance.random() < 0.6:
             now = written(now, plan(now, NOW))
         if chance.random() < 0.1:
-            now = replace(now, history={})
+            now = replace(now, history={}, before=None)
     now = written(now, plan(now, NOW))
     fresh = world((PROXIES, proxy()), *((POLICIES, dict(body)) for body in now.of(POLICIES).values()))
     assert plan(fresh, NOW).revision == plan(now, NOW).revision
@@ -215,11 +216,43 @@ def test_a_bad_edit_leaves_the_last_accepted_version_in_force_and_others_go_on(
     assert (status, told) == ("False", reason)
     assert message in words
     assert "last accepted version stays in force" in words
-    restarted = replace(after, history={})
+    restarted = replace(after, history={}, before=None)
     assert domains(written(restarted, plan(restarted, LATER))) == domains(after), (
         "also for an operator that starts again"
     )
-    assert set(made.refused) == {WEB}
+    assert set(made.warnings) == {WEB}
+
+
+def test_what_is_in_force_is_never_guessed() -> None:
+    """A piece of the snapshot that is not there (yet): an operator that starts must not take what it held for nothing."""
+    good = world((POLICIES, policy()))
+    good = written(good, plan(good, NOW))
+    bad = changed(good, POLICIES, policy(unknownField=1))
+    objects = {name: dict(found) for name, found in bad.objects.items()}
+    (piece,) = (key for key in objects[SNAPSHOTS.name] if key[2] != "current")
+    del objects[SNAPSHOTS.name][piece]
+    with pytest.raises(Unknown, match="is not there"):
+        plan(replace(bad, objects=objects, before=None), NOW)
+    made = plan(replace(bad, objects=objects), NOW)  # who remembers mends it
+    assert set(made.pieces) == {piece[2]}
+    assert made.index is None
+
+
+def test_a_piece_that_somebody_changed_is_written_again() -> None:
+    good = world((POLICIES, policy()))
+    good = written(good, plan(good, NOW))
+    objects = {name: dict(found) for name, found in good.objects.items()}
+    (piece,) = (key for key in objects[SNAPSHOTS.name] if key[2] != "current")
+    objects[SNAPSHOTS.name][piece] = {**objects[SNAPSHOTS.name][piece], "spec": {"piece": {"data": "AAAA"}}}
+    assert set(plan(replace(good, objects=objects), NOW).pieces) == {piece[2]}
+
+
+def test_a_node_that_refuses_is_warned_of() -> None:
+    body = node("n1", "old")
+    body["status"]["conditions"] = [
+        {"type": "Programmed", "status": "False", "reason": "Refused", "message": "needs feature X"}
+    ]
+    assert plan(world((NODES, body)), NOW).warnings == {("TransparentNode", "", "n1"): "needs feature X"}
 
 
 def test_a_policy_that_was_bad_from_the_start_is_not_there_for_nodes() -> None:
