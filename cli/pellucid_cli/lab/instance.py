@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -59,6 +60,7 @@ class Instance:
         ]
         self._command += ["--flows", str(self.flows), *(f"--scope={each}" for each in scope), *options]
         self._process: subprocess.Popen[bytes] | None = None
+        self._outer: list[str] = []
 
     def successor(self, *options: str) -> Instance:
         """One that takes this one's place when it is entered: the same command line, with options added."""
@@ -66,11 +68,26 @@ class Instance:
         log = f"log.{len(list(folder.glob('log*')))}"
         return Instance(self._node, policy, folder, scope=scope, options=(*own, "--takeover", *options), log=log)
 
+    def alone(self) -> Self:
+        """It will be process 1 of a namespace of its own, as in a container."""
+        self._outer = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+        return self
+
+    def inner(self) -> int:
+        """Of one that is alone: its process, as others see it."""
+        assert self._process is not None
+        return self._inner_of(self._process)
+
+    def _inner_of(self, process: subprocess.Popen[bytes]) -> int:
+        if not self._outer:
+            return process.pid
+        return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
     def start(self) -> None:
         """Its process is there; whoever does not enter it waits and stops."""
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C on the terminal is for whoever runs the lab, who then stops this in order.
-            command = ["setpriv", "--pdeathsig", "TERM", "setsid", *self._command]
+            command = ["setpriv", "--pdeathsig", "TERM", "setsid", *self._outer, *self._command]
             self._process = self._node.popen(command, stderr=log, stdout=log, env=dict(os.environ))
 
     def __enter__(self) -> Self:
@@ -97,12 +114,17 @@ class Instance:
                 raise NotReady(f"pellucid run ended with status {status}:\n{self.log_end()}")
             try:
                 told = read_status(str(self.state))
-                if told.phase == "enforcing" and told.pid == self._process.pid:  # and not the one before it
+                if told.phase == "enforcing" and told.instance == self._name():  # and not the one before it
                     return
             except NotRunning:
                 pass  # not yet
             time.sleep(_POLL_S)
         raise NotReady(f"pellucid run does not enforce its policy after {timeout_s:g} s:\n{self.log_end()}")
+
+    def _name(self) -> str:
+        assert self._process is not None
+        named = [value for name, value in pairwise(self._command) if name == "--instance"]
+        return named[-1] if named else str(self._process.pid)
 
     @property
     def running(self) -> bool:
@@ -120,7 +142,7 @@ class Instance:
             return None
         process, self._process = self._process, None
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            os.kill(self._inner_of(process), signal.SIGTERM)
         try:
             return process.wait(STOP_S)
         except subprocess.TimeoutExpired:

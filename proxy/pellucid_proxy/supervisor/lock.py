@@ -45,6 +45,13 @@ def sign(fd: int, run: str) -> None:
     os.pwrite(fd, f"{run}\n".encode(), 0)
 
 
+def let_go(fd: int) -> None:
+    """The lock is another's, who has a copy of the descriptor: this one holds it no longer, and is still the owner's to close."""
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)
+
+
 def holder(fd: int) -> str:
     """The run that the lock's file names; "": none."""
     return os.pread(fd, 64, 0).decode("ascii", "replace").strip()

@@ -27,7 +27,7 @@ from .guardian import CRASHED, Ward, guard
 from .handover import Inheritance, take_over
 from .legacy import Found, Policy
 from .listeners import open_listeners
-from .lock import holder, locked, sign
+from .lock import holder, let_go, locked, sign
 from .messages import (
     MAX_PACKET,
     UNREADABLE,
@@ -48,6 +48,7 @@ from .options import BAD_POLICY, FAILED, REFUSED, STOPPED, Refusal, RunOptions
 from .signals import name, signals_to
 from .slot import Slot
 from .successor import Successor
+from .superseded import supersede, wait_while_superseded
 from .watchdog import Watchdog
 from .what_stays import what_stays
 
@@ -99,6 +100,7 @@ def _supervise(options: RunOptions, parts: Parts, ward: Ward) -> int:
                 log.info("another instance has taken over meanwhile")
                 return STOPPED
             return Supervisor(options, parts, give_up_rights(options), found.lock, ward, found=found).run()
+        wait_while_superseded(options)
         inheritance = take_over(options.state, __version__, ward.guardian) if options.takeover else None
         if inheritance is None:
             lock = stack.enter_context(locked(options.state, ward.run))
@@ -167,7 +169,7 @@ class Supervisor:
                 self._start_again(self._configured.settings.workers)
             for number in self._ward.asked:
                 self._on_signal(number)
-            while self._children() or self._starts:
+            while self._children() or self._starts or self._lingers():
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 now = time.monotonic()
@@ -182,6 +184,10 @@ class Supervisor:
                     self._kill_all()
         self._ward.deposit.withdraw()
         return FAILED if self._status is None else self._status
+
+    def _lingers(self) -> bool:
+        """Whoever starts a pod's container again when it ends, before the pod is deleted, need not."""
+        return self._handed_over and self._options.cluster and not self._asked_to_stop
 
     # Events
 
@@ -543,6 +549,8 @@ class Supervisor:
     def hand_over(self, main: int | None) -> None:
         """The rules are another's. Live connections may end in peace. main: whose the service is from now on; None: it stays this one's."""
         self._handed_over = True
+        supersede(self._options)
+        let_go(self._lock)
         if main is None:
             self._manager.status("Handed over; live connections go on")
         else:

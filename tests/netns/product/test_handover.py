@@ -14,7 +14,7 @@ from pellucid_proxy.agent.status import NotRunning, read_status
 
 from ..world import eventually
 from .conftest import Figure
-from .stage import CountingServer, Load, Stage, kill, policy, process_ids, records, tap
+from .stage import CountingServer, Load, Stage, _children, kill, policy, process_ids, records, tap
 
 SITE, FORBIDDEN = "site.example", "forbidden.example"
 HAND_OVERS = 8
@@ -69,6 +69,36 @@ def test_hand_overs_under_load_lose_no_connection_and_cut_no_stream(tmp_path: Pa
         assert sum(each() for each in leaked) == forbidden.accepted == 0
         assert not stage.node.run(["nft", "list", "tables"]).stdout, "the last one takes the rules away"
         assert sorted(path.name for path in instances[-1].state.iterdir()) == ["last-good.msgpack", "lock"]
+
+
+def test_pods_of_an_upgrade_have_processes_of_their_own(tmp_path: Path, figure: Figure) -> None:
+    """Each instance is process 1 of a namespace of its own, as in Kubernetes: no process id of one means anything to the other."""
+    with (
+        Stage(tmp_path) as stage,
+        CountingServer(stage["web"], 80) as server,
+        ExitStack() as runs,
+    ):
+        a, web = stage["a"], stage["web"]
+        stage.write("policy.yaml", RULES)
+        instances = [runs.enter_context(stage.run("--workers", "2", "--instance", "pod-0").alone())]
+        with Load(a, web.addresses, 80, SITE, parallel=4) as load:
+            for number in range(1, 5):
+                before = server.accepted
+                instances.append(runs.enter_context(instances[-1].successor("--instance", f"pod-{number}").alone()))
+                assert eventually(lambda before=before: server.accepted > before + 100, PATIENCE_S)  # type: ignore[misc]
+                assert read_status(str(instances[-1].state)).instance == f"pod-{number}"
+            kill(_children(instances[-1].inner())[0])  # the next one of the same pod goes on: the lock names its run
+            before = server.accepted
+            assert eventually(lambda: server.accepted > before + 100, PATIENCE_S)
+        assert [instance.wait(PATIENCE_S) for instance in instances[:-1]] == [0] * 4
+        assert instances[-1].stop() == 0
+    lost = sum(load.ended.values()) - load.ended.get("ok", 0)
+    figure(
+        "hand-overs between pods",
+        f"{lost} of {sum(load.ended.values())} connections lost in 4 hand-overs and a supervisor's death",
+    )
+    assert set(load.ended) <= {"ok", "ECONNRESET", "closed"}
+    assert lost <= 4, "those that were under way in the workers that died with their supervisor"
 
 
 def test_what_live_sockets_carry_cannot_change_in_a_hand_over(tmp_path: Path) -> None:

@@ -67,6 +67,42 @@ def test_agent_ends_workers_and_pipes_go_to_the_successor_and_are_drained(runs: 
     third.until(r"agent got Stop\(drain_s=0.5, keep_rules=False, keep_workers=False\)")
 
 
+def test_a_pod_that_has_handed_over_waits_for_its_end(runs: Runs) -> None:
+    """Else it would be started again before it is deleted, and take over from the new one."""
+    old = enforcing(runs, POD="old", TAKEOVER="1")
+    new = enforcing(runs, POD="new", TAKEOVER="1")
+    wait_until_logged(old, "handed over; live connections go on here until they end")
+    wait_until_logged(old, "has ended its last connection")
+    assert not gone(old.pid)
+    old.signal(signal.SIGTERM)
+    assert old.status() == 0
+    new.signal(signal.SIGTERM)
+    new.until(r"agent got Stop")
+
+
+def test_a_pod_that_is_started_again_takes_nothing_back_from_its_successor(runs: Runs) -> None:
+    old = enforcing(runs, POD="old", TAKEOVER="1")
+    new = enforcing(runs, POD="new", TAKEOVER="1")
+    wait_until_logged(old, "handed over; live connections go on here until they end")
+    old.signal(signal.SIGKILL)
+    again = runs.start(POD="old", TAKEOVER="1")
+    wait_until_logged(again, "instance old has handed over to one that runs")
+    assert not any("agent got Stop" in line for line in new.lines)
+    new.signal(signal.SIGKILL)
+    again.until_ready()  # nobody runs any more: somebody has to
+
+
+def test_who_waits_for_its_successor_ends_when_told_to(runs: Runs) -> None:
+    old = enforcing(runs, POD="old", TAKEOVER="1")
+    enforcing(runs, POD="new", TAKEOVER="1")
+    wait_until_logged(old, "handed over; live connections go on here until they end")
+    old.signal(signal.SIGKILL)
+    again = runs.start(POD="old", TAKEOVER="1")
+    wait_until_logged(again, "has handed over to one that runs")
+    again.signal(signal.SIGTERM)
+    assert again.status() in (0, -signal.SIGTERM)
+
+
 def test_it_starts_as_ever_where_nobody_runs(runs: Runs) -> None:
     enforcing(runs, TAKEOVER="1").close()
     assert (runs.state / NAME).exists(), "a dead instance's name is no hindrance"

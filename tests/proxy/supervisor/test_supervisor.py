@@ -34,7 +34,8 @@ if "FAULT_AT_HUP" in os.environ:
 successor.YIELD_S = float(os.environ.get("YIELD_S", successor.YIELD_S))
 successor.TAKE_S = float(os.environ.get("TAKE_S", successor.TAKE_S))
 options = RunOptions(
-    policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3]), takeover="TAKEOVER" in os.environ
+    policy="none", state=sys.argv[1], flows=sys.argv[2] or None, drain_s=float(sys.argv[3]), takeover="TAKEOVER" in os.environ,
+    instance=os.environ.get("POD", ""), cluster="POD" in os.environ,
 )
 sys.exit(run(options, parts))
 """
