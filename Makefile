@@ -51,7 +51,7 @@ bench-handover: setup  ## hand-overs at full load: connections lost, streams cut
 CLUSTER := $(VENV)/python -m e2e.cluster $(if $(WORKERS),--workers $(WORKERS)) $(if $(PROXY_MODE),--proxy-mode $(PROXY_MODE))
 
 e2e: e2e-up  ## a real Kubernetes on this machine, its tests, and away with it; WORKERS=3, PROXY_MODE=iptables
-	@status=0; PYTHONPATH=policy $(VENV)/python -m pytest e2e $(ARGS) || status=$$?; $(CLUSTER) down; exit $$status
+	@status=0; PYTHONPATH=$(SOURCES) $(VENV)/python -m pytest e2e $(ARGS) || status=$$?; $(CLUSTER) down; exit $$status
 
 e2e-up: setup-e2e  ## the cluster alone, for trying things: python3 -m e2e.cluster kubectl …
 	@$(CLUSTER) up

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from e2e.cluster import control, machine, programs
+from e2e.cluster import product as product_image
 from e2e.cluster.plan import Plan
+
+if TYPE_CHECKING:
+    from .product import Product
 
 Figure = Callable[[str, str], None]
 _figures: list[str] = []
@@ -44,6 +50,35 @@ def cluster() -> Cluster:
     plan = Plan("pe2e", Path("build/e2e").absolute(), programs.built(), workers, mode)
     machine.pid_of(plan, plan.control_plane.name)  # raises: `make e2e` starts it
     return Cluster(plan)
+
+
+@pytest.fixture(scope="session")
+def image(cluster: Cluster) -> str:
+    """The name of the product's image of this tree, which all nodes have."""
+    control.load(cluster.plan, [product_image.made(cluster.plan.folder / "images")])
+    return product_image.image()
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster, image: str) -> tuple[Product, float]:
+    """Pellucid, installed by its chart; how many seconds it took from the start of helm until every node's interception was verified."""
+    from .product import Product, eventually
+
+    product = Product(cluster, image)
+    began = time.monotonic()
+    product.install()
+    assert eventually(product.verified, 120), product.pellucid("status", "-o", "text").stdout
+    return product, time.monotonic() - began
+
+
+@pytest.fixture
+def pellucid(installed: tuple[Product, float]) -> Product:
+    return installed[0]
+
+
+@pytest.fixture
+def install_s(installed: tuple[Product, float]) -> float:
+    return installed[1]
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ class ClusterSource:
     comes_later = True
 
     def __init__(self, access: Access, node: str, daemon_set: tuple[str, str]) -> None:
+        self._access = access
         self._node = node
         self._daemon_set = daemon_set
         self._client = Client(access)
@@ -205,8 +206,8 @@ class ClusterSource:
         """The rules stay while there is a DaemonSet that wants a pod on this node, or where nobody can say that there is none."""
         namespace, name = self._daemon_set
         try:
-            async with asyncio.timeout(STAYS_S):
-                found = await self._client.get(f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}")
+            async with asyncio.timeout(STAYS_S), Client(self._access) as client:  # run() is over by now
+                found = await client.get(f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}")
         except ApiError as err:
             return err.status != NOT_FOUND
         except TimeoutError:
@@ -223,8 +224,8 @@ class ClusterSource:
 
     async def left(self) -> None:
         try:
-            async with asyncio.timeout(STAYS_S):
-                await self._client.delete(f"/apis/{API_VERSION}/transparentnodes/{self._node}")
+            async with asyncio.timeout(STAYS_S), Client(self._access) as client:
+                await client.delete(f"/apis/{API_VERSION}/transparentnodes/{self._node}")
         except (ApiError, TimeoutError):
             pass  # it goes with its Node at the latest
 

@@ -64,9 +64,15 @@ def pod(
 
 
 class World:
-    def __init__(self, server: FakeServer, source: ClusterSource) -> None:
+    def __init__(self, server: FakeServer, source: ClusterSource, task: asyncio.Task[None]) -> None:
         self.server = server
         self.source = source
+        self._task = task
+
+    async def end(self) -> None:
+        """The source's work is over."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
     async def offer(self, found: Objects, *, index_first: bool = False) -> str:
         snapshot, _ = snapshot_of(found)
@@ -112,7 +118,7 @@ async def world(tmp_path: Path, **node_spec: Any) -> AsyncIterator[World]:
         source = ClusterSource(access, "n1", ("pellucid-system", "pellucid-node"))
         task = asyncio.create_task(source.run())
         try:
-            yield World(server, source)
+            yield World(server, source, task)
         finally:
             task.cancel()
             await asyncio.wait([task])
@@ -240,9 +246,23 @@ def test_rules_stay_while_the_daemon_set_wants_a_pod_here(
                 await w.server.put(DAEMON_SETS, daemon_set)
             await w.offer(objects("one.example"))
             await w.source.first(PATIENCE_S)
+            await w.end()
             assert await w.source.stays() is stays
             w.server.token = "other"
             assert await w.source.stays(), "who cannot ask leaves the rules"
+
+    asyncio.run(act())
+
+
+def test_who_leaves_takes_its_transparent_node_away(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with world(tmp_path) as w:
+            nodes = "/apis/pellucid.dev/v1alpha1/transparentnodes"
+            await w.server.put(nodes, {"metadata": {"name": "n1"}})
+            await w.end()
+            await w.source.left()
+            assert w.server.collections[nodes] == {}
+            await w.source.left()  # and may do so twice
 
     asyncio.run(act())
 
