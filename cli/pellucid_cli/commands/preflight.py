@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..arguments import NETWORK, auto_output_option, wants_json
+from ..arguments import NETWORK, auto_output_option, state_option, wants_json
 
 if TYPE_CHECKING:
     from pellucid_proxy.kernel.preflight import Finding
@@ -22,10 +22,17 @@ FIT, TAKEN, WRONG, UNFIT = 0, 1, 2, 3
     metavar="DIR",
     help="The folder that `pellucid run` would get: its TransparentProxy object may say scope and marks.",
 )
-@click.option("--scope", type=NETWORK, multiple=True, metavar="CIDR", help="Addresses that are pods, as for `run`.")
+@click.option(
+    "--scope",
+    type=NETWORK,
+    multiple=True,
+    metavar="CIDR",
+    help="Addresses that are pods, as for `run`. [default: those of the running instance]",
+)
+@state_option
 @auto_output_option
 @click.pass_context
-def command(ctx: click.Context, policy: str | None, scope: tuple[str, ...], output: str) -> None:
+def command(ctx: click.Context, policy: str | None, scope: tuple[str, ...], state: str, output: str) -> None:
     """Say whether this machine can run the proxy, and if not, why, before anything is changed.
 
     Looks at rights, kernel, nft, marks, ip rules, routes, tables, the port, sysctls, bridges and other transparent
@@ -45,7 +52,7 @@ def command(ctx: click.Context, policy: str | None, scope: tuple[str, ...], outp
     from pellucid_proxy.supervisor.options import Refusal
 
     try:
-        settings = _settings(policy, scope)
+        settings = _settings(policy, scope, state)
     except Refusal as refusal:
         click.echo(f"Error: {refusal}", err=True)
         ctx.exit(WRONG)
@@ -58,7 +65,7 @@ def command(ctx: click.Context, policy: str | None, scope: tuple[str, ...], outp
     ctx.exit(FIT if not errors else TAKEN if all(finding.taken for finding in errors) else UNFIT)
 
 
-def _settings(policy: str | None, scope: tuple[str, ...]) -> NodeSettings:
+def _settings(policy: str | None, scope: tuple[str, ...], state: str) -> NodeSettings:
     """What `pellucid run` would run with. Raises Refusal."""
     from pellucid_proxy.agent.node_settings import Wishes, node_settings
     from pellucid_proxy.agent.policy import BadPolicy, accept_folder
@@ -70,7 +77,19 @@ def _settings(policy: str | None, scope: tuple[str, ...]) -> NodeSettings:
             wishes = accept_folder(policy).wishes
         except BadPolicy as bad:
             raise Refusal("\n".join(bad.problems)) from bad
+    if policy is None and not scope:
+        scope = _scope_of_running(state)
     return node_settings(RunOptions(policy=policy or "", scope=scope), wishes)
+
+
+def _scope_of_running(state: str) -> tuple[str, ...]:
+    """Of the instance that runs with that state folder; nothing if none does."""
+    from pellucid_proxy.agent.status import NotRunning, read_status
+
+    try:
+        return read_status(state).scope
+    except NotRunning:
+        return ()
 
 
 def _json(settings: NodeSettings, findings: list[Finding], *, fit: bool) -> str:

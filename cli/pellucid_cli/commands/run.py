@@ -149,14 +149,14 @@ def command(
                  2 wrong usage, or the policy was bad at the start
                  3 this machine cannot: no rights, an old kernel or nft, a mark or table taken
     """
-    from pellucid_proxy.agent.last_good import NAME
     from pellucid_proxy.supervisor import RunOptions, run
+    from pellucid_proxy.supervisor.options import LAST_GOOD
 
     if bool(policy) == cluster:
         raise click.UsageError("Where does the policy come from? Give --policy DIR or --cluster, and not both.", ctx)
     if cluster and not node:
         raise click.UsageError("--cluster needs --node: the name of the Node object of this machine.", ctx)
-    if policy and not os.path.isdir(policy) and not os.path.exists(os.path.join(state, NAME)):
+    if policy and not os.path.isdir(policy) and not os.path.exists(os.path.join(state, LAST_GOOD)):
         raise click.BadParameter(f"Directory '{policy}' does not exist.", ctx, param_hint="'--policy'")
     options = RunOptions(
         policy=policy,

@@ -9,10 +9,10 @@ import tempfile
 
 import msgspec
 
+from ..supervisor.options import LAST_GOOD as NAME
 from .policy import Accepted
 
 FORMAT = 1
-NAME = "last-good.msgpack"
 
 
 class _Envelope(msgspec.Struct, frozen=True):

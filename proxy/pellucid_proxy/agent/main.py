@@ -31,7 +31,6 @@ from .node_settings import differences, fixed_differences, node_settings
 from .policy import Accepted, BadPolicy
 from .repairs import Repairs
 from .source import Source
-from .source_folder import FolderSource
 from .status import remove_socket, serve_status
 from .workers import Workers
 
@@ -46,6 +45,8 @@ FLOW_FILE_GRACE_S = 2.0
 def source_of(options: RunOptions) -> Source:
     """Where the node's policy comes from. Raises Refusal."""
     if not options.cluster:
+        from .source_folder import FolderSource  # either one's libraries are some megabytes
+
         return FolderSource(options.policy)
     from .source_cluster import (  # its client takes ten megabytes, which a folder does not need
         ClusterSource,

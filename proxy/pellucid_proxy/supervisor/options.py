@@ -10,6 +10,10 @@ STOPPED, FAILED, BAD_POLICY, REFUSED = 0, 1, 2, 3
 """Exit statuses: stopped on request; other failure; wrong usage or bad policy at the start; no rights, or preflight refused."""
 
 
+LAST_GOOD = "last-good.msgpack"
+"""In the state folder: the last good policy (agent/last_good.py). Known here, for the processes that have no policy load no parser."""
+
+
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The command line, not yet checked. What is None or empty is taken from the folder's TransparentProxy object, or else the default.
 
