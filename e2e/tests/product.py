@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster import control
+from e2e.cluster import control, machine
 from e2e.cluster.plan import Plan
 
 from .conftest import Cluster
@@ -58,16 +58,20 @@ class Product:
         return self.helm(verb, "pellucid", str(chart), "-n", NAMESPACE, "--create-namespace", *sets, check=check)
 
     def pellucid(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`kubectl pellucid`."""
+        """`kubectl pellucid`, to its end."""
+        command, environment = self._plugin(arguments)
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    def watching(self, *arguments: str) -> subprocess.Popen[str]:
+        """`kubectl pellucid`, which goes on; its output is to be read. The caller ends it."""
+        command, environment = self._plugin(arguments)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def _plugin(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         command = [sys.executable, "-c", "from pellucid_cli.kubectl.main import main; main()", *arguments]
         environment = control.environment(self.plan) | {"KUBECTL": str(self.plan.programs / "kubectl")}
         environment["PYTHONPATH"] = ":".join(each for each in sys.path if each)
-        return subprocess.run(
-            control.outside(self.plan, self.plan.control_plane.name, command),
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
+        return control.outside(self.plan, self.plan.control_plane.name, command), environment
 
     def get(self, *what: str) -> Any:
         return json.loads(self.cluster.kubectl("get", *what, "-o", "json"))
@@ -161,26 +165,15 @@ def only(name: str) -> str:
 """
 
 
-def memory_mib(pid: int) -> float:
-    """The memory of a process that is its own alone, and its part of what it shares (PSS)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise LookupError(f"no Pss of {pid}")
-
-
-def processes_of(pod: dict[str, Any]) -> list[int]:
-    """Processes of this machine that run in a pod, by its cgroup."""
-    uid = pod["metadata"]["uid"]
-    found = []
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                if uid in (each / "cgroup").read_text() and b"pause" not in (each / "cmdline").read_bytes():
-                    found.append(int(each.name))
-            except OSError:
-                continue
-    return found
+def memory_mib(pod: dict[str, Any]) -> float:
+    """The working set of a pod, as `kubectl top` would tell it: what its cgroup uses, without file pages that nobody uses now."""
+    name = f"pod{pod['metadata']['uid']}"
+    v2 = (machine.CGROUPS / "cgroup.controllers").exists()
+    root = machine.CGROUPS if v2 else machine.CGROUPS / "memory"
+    folder = next(each for each in root.rglob(name) if each.is_dir())
+    used = int((folder / ("memory.current" if v2 else "memory.usage_in_bytes")).read_text())
+    told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return (used - int(told["inactive_file" if v2 else "total_inactive_file"])) / (1 << 20)
 
 
 WORKERS = int(os.environ.get("WORKERS", "2"))

@@ -106,9 +106,12 @@ def test_a_node_explains_and_shows_the_flows_of_its_pods(pellucid: Product, verd
         assert asked.returncode == (0 if verdict == "Allow" else 1), asked.stderr
         assert json.loads(asked.stdout)["policy"]["name"] == "p"
 
-        def shown() -> bool:
-            get(client, outside.ipv4, 80, name)
-            said = pellucid.pellucid("observe", "--pod", "default/told", "--verdict", verdict, "-o", "json")
-            return any(json.loads(line)["policy"]["name"] == "p" for line in said.stdout.splitlines())
-
-        assert eventually(shown)
+        watching = pellucid.watching("observe", "-f", "--pod", "default/told", "--verdict", verdict, "-o", "json")
+        try:
+            with Traffic(lambda: get(client, outside.ipv4, 80, name), rate=2):
+                assert watching.stdout is not None
+                told = json.loads(watching.stdout.readline())
+        finally:
+            watching.terminate()
+            watching.wait()
+        assert (told["policy"]["name"], told["verdict"], told["node"]) == ("p", verdict, node)

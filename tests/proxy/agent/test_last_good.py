@@ -11,9 +11,10 @@ import pytest
 from pellucid_policy.compile import compile_policies
 from pellucid_policy.objects import Objects
 from pellucid_proxy.agent import last_good
-from pellucid_proxy.agent.last_good import NAME, Unusable, load, save
+from pellucid_proxy.agent.last_good import Unusable, load, save
 from pellucid_proxy.agent.node_settings import Wishes
 from pellucid_proxy.agent.policy import Accepted
+from pellucid_proxy.supervisor.options import LAST_GOOD as NAME
 
 ACCEPTED = Accepted(compile_policies(Objects()), Wishes(scope=("192.0.2.0/24",), workers=2))
 
