@@ -62,9 +62,10 @@ def image(cluster: Cluster) -> str:
 @pytest.fixture(scope="session")
 def installed(cluster: Cluster, image: str) -> tuple[Product, float]:
     """Pellucid, installed by its chart; how many seconds it took from the start of helm until every node's interception was verified."""
-    from .product import Product, eventually
+    from .product import NAMESPACE, Product, eventually
 
     product = Product(cluster, image)
+    product.helm("uninstall", "pellucid", "-n", NAMESPACE, "--ignore-not-found")  # of a run before this one
     began = time.monotonic()
     product.install()
     assert eventually(product.verified, 120), product.pellucid("status", "-o", "text").stdout

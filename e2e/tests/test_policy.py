@@ -113,5 +113,5 @@ def test_a_node_explains_and_shows_the_flows_of_its_pods(pellucid: Product, verd
                 told = json.loads(watching.stdout.readline())
         finally:
             watching.terminate()
-            watching.wait()
+            watching.communicate()
         assert (told["policy"]["name"], told["verdict"], told["node"]) == ("p", verdict, node)

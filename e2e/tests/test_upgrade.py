@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 
-from pellucid_cli.lab.clients import TlsSession
+from pellucid_cli.lab.clients import TlsSession, Traffic
 from pellucid_cli.lab.servers import Journal, RecordingServer, speak_https
 from tests.netns.product.stage import CountingServer, Load
 
@@ -48,7 +49,7 @@ def test_an_upgrade_and_a_rollback_lose_nothing_under_load(pellucid: Product, fi
         ExitStack() as stack,
     ):
         streams = [
-            stack.enter_context(TlsSession(client, address, 443, SITE))
+            stack.enter_context(Traffic(stack.enter_context(TlsSession(client, address, 443, SITE)).request, rate=4))
             for client in clients
             for address in outside.addresses
         ]
@@ -64,11 +65,9 @@ def test_an_upgrade_and_a_rollback_lose_nothing_under_load(pellucid: Product, fi
                     pellucid.install("agent.extraEnv[0].name=UPGRADED", "agent.extraEnv[0].value=yes", verb="upgrade")
                 else:
                     pellucid.helm("rollback", "pellucid", "-n", NAMESPACE)
-                assert eventually(lambda before=before: rolled(pellucid, before), PATIENCE_S, 0.5), pellucid.pods(
-                    "node"
-                )  # type: ignore[misc]
+                assert eventually(partial(rolled, pellucid, before), PATIENCE_S, 0.5), pellucid.pods("node")
                 took.append(time.monotonic() - started)
-                assert {each.request().end for each in streams} == {"answered"}
+                assert {one.answer.end for each in streams for one in each.tries()} == {"answered"}
         seconds = time.monotonic() - began
     ended: dict[str, int] = {}
     for each in loads:
@@ -77,7 +76,8 @@ def test_an_upgrade_and_a_rollback_lose_nothing_under_load(pellucid: Product, fi
     lost = sum(ended.values()) - ended.get("ok", 0)
     figure(
         "helm upgrade and rollback",
-        f"{lost} of {sum(ended.values())} connections lost at {sum(ended.values()) / seconds:.0f}/s, 0 of {len(streams)} TLS streams cut; "
+        f"{lost} of {sum(ended.values())} connections lost at {sum(ended.values()) / seconds:.0f}/s, 0 of {len(streams)} TLS streams cut "
+        f"in {sum(len(each.tries()) for each in streams)} requests; "
         f"rolled in {took[0]:.0f} s and {took[1]:.0f} s",
     )
     assert ended == {"ok": server.accepted}

@@ -52,7 +52,7 @@ def test_after_an_uninstall_under_traffic_nothing_is_left_and_traffic_flows(pell
         where = json.dumps({name: what for name, what in left.items() if what}) if any(left.values()) else "nothing"
         figure(
             "helm uninstall",
-            f"{took:.0f} s; traffic flows directly {free - began:.1f} s after its start, {len(silent)} of {len(tries)} connections unanswered; "
+            f"{took:.0f} s; traffic flows directly {free - began:.1f} s after its start, {len(silent)} of {len(tries)} unanswered; "
             f"left on the nodes: {where}",
         )
         assert not any(left.values())
