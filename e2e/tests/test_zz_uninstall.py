@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 
 from pellucid_cli.lab.clients import Traffic, get
 from pellucid_cli.lab.servers import Journal, RecordingServer, speak_http
@@ -39,24 +40,30 @@ def test_after_an_uninstall_under_traffic_nothing_is_left_and_traffic_flows(pell
     ):
         pellucid.cluster.kubectl("apply", "-f", "-", text=policy(only("one.example")))
         pellucid.settled()
-        with Traffic(lambda: get(client, outside.ipv4, 80, "other.example"), rate=20) as traffic:
-            assert traffic.wait(lambda one: one.answer.end == "reset", 10)
+        with (
+            Traffic(lambda: get(client, outside.ipv4, 80, "one.example"), rate=50) as allowed,
+            Traffic(lambda: get(client, outside.ipv4, 80, "other.example"), rate=20) as forbidden,
+        ):
+            assert allowed.wait(lambda one: one.answer.end == "answered", 10)
+            assert forbidden.wait(lambda one: one.answer.end == "reset", 10)
             began = time.monotonic()
             pellucid.helm("uninstall", "pellucid", "-n", NAMESPACE, "--timeout", "3m")
             took = time.monotonic() - began
-            assert traffic.wait(lambda one: one.answer.end == "answered", 5, count=3)
-            tries = [one for one in traffic.tries() if one.started > began]
-            free = next(one.ended for one in tries if one.answer.end == "answered")
-            silent = [one for one in tries if one.answer.end not in ("answered", "reset", "refused")]
+            assert forbidden.wait(lambda one: one.answer.end == "answered", 5, count=3)
+        free = next(one.ended for one in forbidden.tries() if one.started > began and one.answer.end == "answered")
+        answers = [one.ended for one in allowed.tries() if one.answer.end == "answered"]
+        gap = max(after - before for before, after in pairwise(answers))
+        lost = len(allowed.tries()) - len(answers)
         left = {each.name: left_on(pellucid, each.name) for each in pellucid.plan.worker_nodes}
         where = json.dumps({name: what for name, what in left.items() if what}) if any(left.values()) else "nothing"
         figure(
             "helm uninstall",
-            f"{took:.0f} s; traffic flows directly {free - began:.1f} s after its start, {len(silent)} of {len(tries)} unanswered; "
-            f"left on the nodes: {where}",
+            f"{took:.0f} s; allowed traffic: {lost} of {len(allowed.tries())} lost, longest gap {gap * 1000:.0f} ms; policy gone after "
+            f"{free - began:.1f} s; left on the nodes: {where}",
         )
         assert not any(left.values())
-        assert not silent
+        assert lost == 0
+        assert gap < 5
     assert eventually(lambda: not pellucid.get("pods", "-n", NAMESPACE)["items"], 60)
     said = pellucid.cluster.kubectl(
         "get",
