@@ -15,7 +15,7 @@ COMPILE := compiled=$$($(VENV)/python tools/build_compiled.py)
 COMPILED := PELLUCID_FORM=compiled PYTHONPATH=$$compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format engine bench bench-handover soak e2e e2e-up e2e-down fuzz fuzz-short lock clean setup setup-e2e setup-python
+.PHONY: help demo test lint format engine bench bench-handover soak manifests e2e e2e-up e2e-down fuzz fuzz-short lock clean setup setup-e2e setup-python
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -69,6 +69,9 @@ fuzz: setup  ## every parser on mutated input, by coverage on the sources and bl
 
 fuzz-short: setup-python  ## a short run of fixed length, for every change
 	@$(UNCOMPILED) $(VENV)/python -m fuzz.run --target all --executions 20000 --seed $(SEED) --engine own
+
+manifests: setup-e2e  ## manifests/install.yaml from the chart, for those who do not use helm
+	@$(VENV)/python -m tools.manifests
 
 lock:  ## requirements.lock from pyproject.toml; ARGS=--upgrade for the newest versions
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.cluster import control, machine
-from e2e.cluster.plan import Plan
+from e2e.cluster.plan import API_PORT, Plan
 
 from .conftest import Cluster
 
@@ -72,6 +72,20 @@ class Product:
         environment = control.environment(self.plan) | {"KUBECTL": str(self.plan.programs / "kubectl")}
         environment["PYTHONPATH"] = ":".join(each for each in sys.path if each)
         return control.outside(self.plan, self.plan.control_plane.name, command), environment
+
+    def kubectl_by_token(self, token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """kubectl as the bearer of a token, and as nobody else."""
+        server = f"https://{self.plan.control_plane.ipv4}:{API_PORT}"
+        who = [
+            f"--server={server}",
+            f"--certificate-authority={self.plan.pki}/ca.crt",
+            f"--token={token}",
+            "--kubeconfig=/dev/null",
+        ]
+        command = control.outside(
+            self.plan, self.plan.control_plane.name, [str(self.plan.programs / "kubectl"), *who, *arguments]
+        )
+        return subprocess.run(command, capture_output=True, text=True)
 
     def get(self, *what: str) -> Any:
         return json.loads(self.cluster.kubectl("get", *what, "-o", "json"))

@@ -120,7 +120,8 @@ def fault(client: Host, address: str, port: int, server: Host, journal: Journal,
     if get(client, address, port, "other.example").end == "answered":
         return "a name that is forbidden was answered"
     own = seen[0].source == of_family(client.addresses, version)
-    if source == "Pod" and server is not client and not own and server.node:
+    masqueraded = server is client or not server.node or port == NODE_PORT  # by the proxy; by the node; by kube-proxy
+    if source == "Pod" and not masqueraded and not own:
         return f"source: {seen[0].source}"
     if source == "Node" and own:
         return f"source: {seen[0].source}"

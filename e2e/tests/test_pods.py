@@ -90,6 +90,8 @@ spec:
         pellucid.applied(policy(only(GOOD), app="held") + admin),
         ExitStack() as stack,
     ):
+        stack.callback(pellucid.cluster.kubectl, "label", "namespace", "default", "quarantine-")
+        pellucid.cluster.kubectl("label", "namespace", "default", "quarantine-")
         traffic = stack.enter_context(Traffic(lambda: get(client, outside.ipv4, 80, BAD), rate=50))
 
         def change(*command: str, ends: tuple[str, ...]) -> None:
