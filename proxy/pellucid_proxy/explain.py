@@ -155,7 +155,9 @@ class _Explainer:
         self._policies = policies
         self._objects = objects
         self._node = Node(settings.scope, settings.exclude, addresses)
-        self._judge = Judge(settings, addresses)
+        self._settings = settings
+        # What becomes of a connection once the wait for its pod is over
+        self._judge = Judge(msgspec.structs.replace(settings, unknown_pod_hold_s=0.0), addresses)
         self._judge.enforced = Enforced(policies)
         self._question = question
         self._destination = None if question.destination is None else _packed(question.destination)
@@ -202,6 +204,8 @@ class _Explainer:
         )
 
     def explained(self) -> Explanation:
+        if self._stays_unknown():
+            return self._of_unknown_pod()
         if self._destination is None:
             return self._without_address()
         question, heard = self._question, None
@@ -222,6 +226,33 @@ class _Explainer:
         by_policy = policy_explain.outcome(self._policies, self._node, self._source, self._group, facts)
         self._describe(found, facts, heard, by_policy)
         return self._answer(found, facts, heard, by_policy)
+
+    def _stays_unknown(self) -> bool:
+        """Whether all that it may have is refused, unless a pod with its address comes."""
+        return (
+            self._held()
+            and self._settings.unknown_pod_action == "Block"
+            and self._node.takes(self._source)
+            and not (self._destination is not None and self._node.excludes(self._destination))
+        )
+
+    def _held(self) -> bool:
+        return self._pod is None and self._settings.unknown_pod_hold_s > 0
+
+    def _of_unknown_pod(self) -> Explanation:
+        local = self._destination is not None and self._node.owns(self._destination)
+        waits = self._question.protocol == TCP and not local
+        self._say(SCOPE, f"{address_text(self._source)} is in scope")
+        self._say(POD, self._pod_said())
+        return msgspec.structs.replace(
+            self._undecided(),
+            verdict=Action.BLOCK.value,
+            reason=Reason.UNKNOWN_POD.value,
+            decided_by=PROXY if waits else KERNEL,
+            response="a TCP reset" if waits else "nothing answers",
+            steps=tuple(self._steps),
+            advice=_ADVICE[Reason.UNKNOWN_POD.value],
+        )
 
     def _outcome(self, facts: Facts) -> Outcome:
         return policy_explain.outcome(self._policies, self._node, self._source, self._group, facts)
@@ -265,6 +296,15 @@ class _Explainer:
         who = (
             f"pod {pod.namespace}/{pod.name}" if pod else "no pod's address: a pod of namespace default without labels"
         )
+        if self._held():
+            hold_s = f"{self._settings.unknown_pod_hold_s:g} s"
+            if self._settings.unknown_pod_action == "Block":
+                return (
+                    f"no pod's address: TCP waits {hold_s} for its pod and is refused then; all else is dropped at once"
+                )
+            who += f", once TCP has waited {hold_s} for its pod"
+            if self._group is None:
+                return f"{who}; no policy selects it"
         if self._group is None:
             return f"{who}; no policy selects it, so the kernel lets its flows pass"
         keys = [
@@ -487,6 +527,7 @@ _ADVICE = {
     Reason.ENCRYPTED_CLIENT_HELLO.value: "the hello is encrypted; names.encryptedClientHello: UseOuterName compares the name outside",
     Reason.NOT_ROUTABLE.value: "Route works for TCP through the proxy alone; put a rule for this protocol before it",
     Reason.DIAL_DENIED.value: "if it must be reached, --allow-dial takes it off that list",
+    Reason.UNKNOWN_POD.value: "see to its Pod object, with this address; or unknownPods of the TransparentProxy: then: Allow",
     "NameUnknown": "ask again with --sni NAME, --request 'GET http://NAME/', or --no-name",
 }  # fmt: skip
 

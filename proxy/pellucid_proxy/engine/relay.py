@@ -27,6 +27,8 @@ from __future__ import annotations  # uncompiled, a class may name itself in its
 
 import cython
 
+from ..sniff.first_bytes import MAX_FIRST_BYTES
+
 if cython.compiled:
     from cython.cimports.libc.stdint import int64_t
     from cython.cimports.pellucid_proxy.engine import kernel
@@ -74,6 +76,7 @@ BYTES_PER_TURN = cython.declare(cython.int, 1048576)
 SHORT_READ = cython.declare(cython.int, 4096)  # a read that returned less than this has emptied the socket
 BULK_READ = cython.declare(cython.int, 16384)  # a read that returned this much makes the direction worth splicing
 FIRST_READ = cython.declare(cython.int, 16384)
+ENOUGH = cython.declare(cython.int, MAX_FIRST_BYTES)  # to decide by
 TIGHT_READ = cython.declare(cython.int, 4096)  # where too much waits already: at most this is added by a direction
 BUFFER_SIZE = cython.declare(cython.int, 262144)
 PIPE_SIZE = cython.declare(cython.int, 1 << 20)
@@ -959,6 +962,9 @@ class Client(Side):
     @cython.exceptval(check=False)
     def on_first_bytes(self) -> cython.int:
         """Read what may decide. The session hears the bytes so far, or once that there are none yet."""
+        if self.unsent is not None and len(self.unsent) >= ENOUGH:  # its pod is not known: the rest waits in the socket
+            self.readable = True
+            return 0
         count: cython.Py_ssize_t = kernel.recv(self.fd, buffer, FIRST_READ)
         data: bytes
         if count == -EAGAIN:

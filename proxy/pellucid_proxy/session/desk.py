@@ -208,7 +208,7 @@ class Desk:
             tally.closed[why] += 1
         session.guard = None  # it refers back to the session
         if isinstance(session, Canary):
-            self.canaries[session.destination] += 1
+            self.canaries[session.destination] += not session.too_many
             return
         self.bytes_up += up
         self.bytes_down += down

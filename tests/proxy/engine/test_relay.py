@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import select
 import socket
+import struct
 import time
 from typing import Any
 
 import pytest
 
 from pellucid_proxy.engine import relay
+from pellucid_proxy.sniff.first_bytes import MAX_FIRST_BYTES
 
 from .harness import DIAL, HOLD, RACE, REFUSE, WAIT, Bench, Script, bench, reset
 
 END, CLIENT_RESET, UPSTREAM_RESET, UPSTREAM_UNREACHABLE = relay.endings[:4]
 CONNECT_TIMEOUT, IDLE_TIMEOUT, REFUSED, UPSTREAM_PROXY, SHUTDOWN = relay.endings[4:9]
+FIRST_READ = 16384
 
 
 def opened(b: Bench) -> tuple[socket.socket, socket.socket]:
@@ -470,3 +473,51 @@ def test_a_review_that_finds_no_pod_leaves_the_wait_as_it_is() -> None:
         b.engine.review()
         assert b.read(b.accept(), 1) == b"?"
         assert "found" not in b.sessions[0].heard
+
+
+def test_of_an_unknown_pod_no_more_is_read_than_may_decide() -> None:
+    """Else it could fill the worker, and keep it from all others."""
+    flood = random.Random(4).randbytes(1 << 20)
+    with bench(unknown, unknown_pod_hold_s=30) as b:
+        client = b.connect()
+        sent = client.send(flood)
+        b.settle()
+        sent += _send(client, flood[sent:])
+        b.settle()
+        assert MAX_FIRST_BYTES <= b.engine.held_bytes <= 2 * FIRST_READ
+        b.sessions[0].is_known = True
+        b.engine.review()
+        origin = b.accept()
+        got = bytearray()
+        while len(got) < len(flood):
+            b.engine.poll(5)
+            sent += _send(client, flood[sent:])
+            got += b.until(lambda: _read(origin))
+        assert got == flood
+        client.close()
+        assert b.ends(origin) == "end"
+
+
+def test_an_unknown_client_that_goes_away_while_it_waits_is_let_go() -> None:
+    with bench(unknown, unknown_pod_hold_s=30) as b:
+        client = b.connect()
+        client.send(bytes(1 << 17))
+        assert b.nothing_arrives()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        b.until(lambda: b.engine.connections == 0)
+        assert b.engine.held_bytes == 0
+
+
+def _send(sock: socket.socket, data: bytes) -> int:
+    try:
+        return sock.send(data)
+    except BlockingIOError:
+        return 0
+
+
+def _read(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(1 << 20)
+    except BlockingIOError:
+        return b""

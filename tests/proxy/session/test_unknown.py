@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from pellucid_policy.compile import PolicySet, compile_policies
+from pellucid_policy.facts import TCP, UDP
 from pellucid_policy.objects import Objects
 from pellucid_policy.parse import parse_files
+from pellucid_proxy.explain import Question, explain
 from pellucid_proxy.session.canary import Canary
 from pellucid_proxy.session.desk import Desk
 from pellucid_proxy.session.judge import Enforced, Judge
@@ -116,3 +118,33 @@ def test_a_pod_that_has_too_many_connections_gets_no_canary_either() -> None:
     assert (first.too_many, second.too_many) == (False, True)
     assert first.reply() is not None
     assert second.reply() is None
+    for each in (first, second):
+        desk.closed(each, 1, 6, 1, 0, 0, 2, 0, 0)
+    assert sum(each.value for each in desk.series(0, 0) if each.name == "canary_answers") == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "protocol", "namespace", "answer"),
+    [
+        ("Allow", TCP, "default", ("Block", "RuleMatched")),
+        ("Allow", TCP, "shop", ("Allow", "NotSelected")),
+        ("Block", TCP, "default", ("Block", "UnknownPod")),
+        ("Block", TCP, "shop", ("Block", "UnknownPod")),
+        ("Block", UDP, "shop", ("Block", "UnknownPod")),
+    ],
+)
+def test_explain_says_what_becomes_of_an_address_that_nobody_knows(
+    action: str, protocol: int, namespace: str, answer: tuple[str, str]
+) -> None:
+    settings = judge(action).settings
+    enforced = policy(POLICY.replace("shop", namespace))
+    question = Question(source="10.244.1.10", destination="192.0.2.10", port=80, protocol=protocol)
+    if protocol == TCP:
+        question = msgspec.structs.replace(question, first=REQUEST % b"bad.example")
+    found = explain(question, enforced, None, settings, ())
+    assert (found.verdict, found.reason) == answer
+    assert any("2 s" in each.said for each in found.steps)
+    known = explain(question, policy(POLICY + OBJECT), None, settings, ())
+    assert known.reason != "UnknownPod"
+    nowhere = explain(msgspec.structs.replace(question, destination=None), enforced, None, settings, ())
+    assert (nowhere.reason == "UnknownPod") == (action == "Block")
