@@ -21,6 +21,8 @@ Text = Annotated[str, Meta(min_length=1, max_length=253)]
 LongText = Annotated[str, Meta(min_length=1, max_length=4096)]
 LabelValue = Annotated[str, Meta(max_length=63)]  # may be empty: Kubernetes allows it, and it equals only itself
 Labels = Annotated[dict[Text, LabelValue], Meta(max_length=64)]
+GivenLabels = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=317)], LabelValue], Meta(max_length=1 << 18)]
+"""Of an object of the cluster: whatever the API server takes, a prefix of 253 before a name of 63, and as many as etcd's 1.5 MB hold."""
 Opaque = Annotated[dict[Text, Any], Meta(max_length=64)]
 """An object that is carried and not looked into."""
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -107,7 +109,7 @@ class PodMeta(Tolerant, frozen=True):
     name: Text
     namespace: Text = "default"
     uid: Text | UnsetType = UNSET
-    labels: Labels | UnsetType = UNSET
+    labels: GivenLabels | UnsetType = UNSET
 
 
 class PodSpec(Tolerant, frozen=True):
@@ -150,7 +152,7 @@ class Pod(Tolerant, frozen=True):
 
 class NamespaceMeta(Tolerant, frozen=True):
     name: Text
-    labels: Labels | UnsetType = UNSET
+    labels: GivenLabels | UnsetType = UNSET
 
 
 class Namespace(Tolerant, frozen=True):

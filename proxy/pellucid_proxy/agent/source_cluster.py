@@ -60,7 +60,7 @@ class _Seen:
     index: SnapshotIndex | None
     pieces: Mapping[str, str]
     pods: tuple[KeptPod, ...]
-    broken: tuple[str, ...]  # snapshots that are none
+    broken: tuple[str, ...]  # why the index, or a piece that it names, is none
 
 
 class ClusterSource:
@@ -144,16 +144,18 @@ class ClusterSource:
 
     def _look(self) -> _Seen:
         snapshots, pods = self._snapshots.objects, self._pods.objects
-        index = snapshots.get(("", INDEX_NAME))
+        found = snapshots.get(("", INDEX_NAME))
+        index = found.index if isinstance(found, SnapshotSpec) and found.index is not UNSET else None
+        named = {INDEX_NAME, *(() if index is None else index.pieces)}
         return _Seen(
-            index.index if isinstance(index, SnapshotSpec) and index.index is not UNSET else None,
+            index,
             {
                 name: each.piece.data
                 for (_, name), each in snapshots.items()
                 if isinstance(each, SnapshotSpec) and each.piece is not UNSET
             },
             tuple(pods[key] for key in sorted(pods)),
-            tuple(each for each in snapshots.values() if isinstance(each, str)),
+            tuple(each for (_, name), each in snapshots.items() if name in named and isinstance(each, str)),
         )
 
     def _complete(self, seen: _Seen) -> bool:
@@ -208,11 +210,21 @@ class ClusterSource:
         try:
             async with asyncio.timeout(STAYS_S), Client(self._access) as client:  # run() is over by now
                 found = await client.get(f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}")
+                own = await self._node_now(client)
         except ApiError as err:
             return err.status != NOT_FOUND
         except TimeoutError:
             return True
-        return wants(found, self._own)
+        return wants(found, own)
+
+    async def _node_now(self, client: Client) -> OwnNode | None:
+        """With the labels of this moment: a label taken away may be why this run is to end. None: there is no such Node any more."""
+        try:
+            return own_node(await client.get(f"/api/v1/nodes/{self._node}"))
+        except ApiError as err:
+            if err.status == NOT_FOUND:
+                return None
+            raise
 
     async def tell(self, report: Report) -> None:
         await self._open.wait()

@@ -138,6 +138,20 @@ def test_the_first_read_has_policies_pods_and_scope(tmp_path: Path) -> None:
     asyncio.run(act())
 
 
+@pytest.mark.parametrize(
+    "labels", [{f"l{number}": "" for number in range(1000)}, {f"{'a.' * 126}a/{'n' * 63}": "x" * 63}]
+)
+def test_whatever_labels_a_pod_has_it_is_known(tmp_path: Path, labels: dict[str, str]) -> None:
+    async def act() -> None:
+        async with world(tmp_path) as w:
+            await w.server.put(PODS, pod("api", "10.244.1.5", meta={"labels": labels}))
+            revision = await w.offer(objects("one.example"))
+            await w.source.first(PATIENCE_S)
+            assert await w.comes_to(revision, ("api",))
+
+    asyncio.run(act())
+
+
 @pytest.mark.parametrize("index_first", [False, True])
 def test_an_index_counts_when_all_its_pieces_are_there(tmp_path: Path, index_first: bool) -> None:
     async def act() -> None:
@@ -206,6 +220,17 @@ def test_a_snapshot_of_another_version_is_refused_with_the_cure(tmp_path: Path, 
     asyncio.run(act())
 
 
+def test_what_the_index_does_not_name_hinders_nobody(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with world(tmp_path) as w:
+            await w.server.put(SNAPSHOTS, {"metadata": {"name": "stray"}, "spec": {"of": "a later version"}})
+            revision = await w.offer(objects("one.example"))
+            await w.source.first(PATIENCE_S)
+            assert w.source.read().snapshot == revision
+
+    asyncio.run(act())
+
+
 @pytest.mark.parametrize(
     ("prepare", "why"),
     [
@@ -250,6 +275,22 @@ def test_rules_stay_while_the_daemon_set_wants_a_pod_here(
             assert await w.source.stays() is stays
             w.server.token = "other"
             assert await w.source.stays(), "who cannot ask leaves the rules"
+
+    asyncio.run(act())
+
+
+def test_a_node_that_lost_the_label_is_not_waited_for(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with world(tmp_path) as w:
+            selects = {"template": {"spec": {"nodeSelector": {"a": "b"}}}}
+            await w.server.put(DAEMON_SETS, {"metadata": {"name": "pellucid-node"}, "spec": selects})
+            await w.offer(objects("one.example"))
+            await w.source.first(PATIENCE_S)
+            assert await w.source.stays()
+            node = w.server.collections[NODES]["n1"]
+            await w.server.put(NODES, {**node, "metadata": {**node["metadata"], "labels": {"a": "c"}}})
+            await w.end()
+            assert not await w.source.stays()
 
     asyncio.run(act())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -23,8 +25,8 @@ from .server import PODS, FakeServer, comes_true, refusal, serving
 PATIENCE_S = 20.0
 
 
-def pod(name: str, value: int = 0) -> dict[str, Any]:
-    return {"metadata": {"name": name, "namespace": "shop"}, "value": value}
+def pod(name: str, value: int = 0, version: str = "") -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "shop", "resourceVersion": version}, "value": value}
 
 
 class Watched:
@@ -53,7 +55,7 @@ async def watched(tmp_path: Path, *names: str) -> AsyncIterator[Watched]:
         reflector = Reflector(
             client,
             PODS,
-            lambda value: int(value["value"]),
+            lambda value: msgspec.convert(value["value"], int),
             lambda: changes.append(1),
             {"fieldSelector": "spec.nodeName=n1"},
         )
@@ -131,9 +133,14 @@ def error_event(request: web.Request) -> web.Response | None:
         lambda _request: web.Response(status=302, headers={"Location": "http://198.51.100.1/"}),
         lambda _request: web.Response(text='{"type": "ADDED", "object": {"met'),
         lambda _request: web.Response(text="[1, 2]\n"),
+        lambda _request: web.Response(text="{}\n"),
+        lambda _request: web.Response(text='{"metadata": null, "items": []}\n'),
+        lambda _request: web.Response(text='{"type": "ADDED", "object": {"metadata": {"name": "b"}}}\n'),
+        lambda _request: web.Response(text='{"type": "ADDED", "object": {"metadata": {"name": 1, "resourceVersion": "9"}}}\n'),
         error_event,
     ],
-    ids=["500", "429", "403", "no JSON", "redirect", "broken off", "no object", "ERROR event"],
+    ids=["500", "429", "403", "no JSON", "redirect", "broken off", "no object", "empty",
+         "no metadata", "no version", "no name", "ERROR event"],
 )  # fmt: skip
 def test_whatever_fails_it_goes_on_when_the_server_does(
     tmp_path: Path, failure: Callable[[web.Request], web.Response | None]
@@ -153,6 +160,46 @@ def test_whatever_fails_it_goes_on_when_the_server_does(
     run(act)
 
 
+@pytest.mark.parametrize("answer", ["{}", '{"metadata": null}', '{"metadata": {"resourceVersion": "1"}, "items": [1]}'])
+def test_a_list_that_is_none_is_told_and_asked_for_again(tmp_path: Path, answer: str) -> None:
+    async def act() -> None:
+        async with watched(tmp_path, "a") as w:
+            w.server.fails = lambda request: None if request.query.get("watch") else web.Response(text=answer)
+            w.server.version += 1
+            await w.server.forget()
+            assert await comes_true(lambda: "the answer is not what was asked for" in w.reflector.problem)
+            w.server.fails = lambda _request: None
+            assert await w.agrees()
+
+    run(act)
+
+
+def test_an_object_that_cannot_be_kept_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with watched(tmp_path, "a") as w:
+            await w.server.put(PODS, {"metadata": {"name": "b", "namespace": "shop"}, "value": "none"})
+            assert await comes_true(lambda: "shop/b: " in w.reflector.problem)
+            await w.server.put(PODS, pod("b", 2))
+            await w.server.forget()
+            assert await w.agrees()
+
+    run(act)
+
+
+def test_watches_that_end_at_once_are_asked_for_ever_less_often(tmp_path: Path) -> None:
+    async def act() -> None:
+        async with watched(tmp_path, "a") as w:
+            w.server.fails = lambda _request: web.Response(text="")
+            await w.server.break_off()
+            asked = len(w.server.requests)
+            assert await comes_true(lambda: len(w.server.requests) >= asked + 3)
+            began, asked = time.monotonic(), len(w.server.requests)
+            assert await comes_true(lambda: len(w.server.requests) >= asked + 20)
+            assert time.monotonic() - began > 20 * 0.05 / 2, "twenty waits of half the longest one at least"
+
+    run(act)
+
+
 def _watches(server: FakeServer) -> int:
     return sum("watch" in query for _, _, query in server.requests)
 
@@ -163,8 +210,8 @@ def test_a_silent_watch_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     async def act() -> None:
         async with watched(tmp_path, "a") as w:
             async with w.server.changed:
-                w.server.collections[PODS]["b"] = pod("b", 3)  # no event will tell
                 w.server.version += 1
+                w.server.collections[PODS]["b"] = pod("b", 3, str(w.server.version))  # no event will tell
             await w.server.forget()
             assert await w.agrees()
             watches = _watches(w.server)
