@@ -299,7 +299,7 @@ class Agent:
                 self._source.name,
                 accepted.policy.revision,
             )
-        self._report.problems = tuple(changed)
+        self._report.problems = (*accepted.problems, *changed)
         self._report.source = self._source.name
         await self._keep(accepted)
         return True

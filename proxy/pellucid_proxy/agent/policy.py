@@ -28,9 +28,10 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Fresh(Accepted, frozen=True, kw_only=True):
-    """As it was read just now. objects: what the policy was compiled from."""
+    """As it was read just now. objects: what the policy was compiled from. problems: why it is not all that is offered."""
 
     objects: Objects
+    problems: tuple[str, ...] = ()
 
 
 class BadPolicy(Exception):

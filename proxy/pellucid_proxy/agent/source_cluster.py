@@ -19,7 +19,7 @@ from pellucid_policy.features import ONE_NODE
 from pellucid_policy.installation import SnapshotIndex, SnapshotSpec
 from pellucid_policy.meta import API_VERSION, Pod, PodAddress, PodStatus
 from pellucid_policy.objects import Objects
-from pellucid_policy.snapshot import INDEX_NAME, Incomplete, Unusable, objects_of
+from pellucid_policy.snapshot import INDEX_NAME, Unusable, objects_of
 
 from ..kube.access import Access, ApiError
 from ..kube.client import NOT_FOUND, Client
@@ -81,7 +81,7 @@ class ClusterSource:
             self._client, PODS, kept_pod, self._changed.set, {"fieldSelector": f"spec.nodeName={node}"}
         )
         self._read: _Seen | None = None  # what read() reads: taken on the loop, for read() is called in a thread
-        self._unpacked: tuple[SnapshotIndex, Objects] | None = None
+        self._taken: tuple[str, Objects] | None = None  # the revision that read() gave last, and its objects
         self._problem = "the API server has not been asked yet"
         self._first = asyncio.Event()
         self._open = asyncio.Event()
@@ -177,26 +177,38 @@ class ClusterSource:
         return f"there is no TransparentSnapshot {INDEX_NAME} with all its pieces; is the operator running?"
 
     def read(self) -> Fresh:
+        """The policies that are offered, or, where they cannot be taken, the last ones that could; with the pods of now either way: a pod
+        that comes while a snapshot is refused is decided by its own policy, not by that of whoever had its address."""
         seen, own = self._read, self._own
-        if seen is not None and seen.broken:
-            raise BadPolicy(list(seen.broken))
-        if seen is None or own is None or seen.index is None:
+        if seen is None or own is None:
             raise BadPolicy([self._why()])
+        problems: tuple[str, ...] = ()
         try:
-            objects = self._objects(seen.index, seen.pieces)
-        except Incomplete as err:
-            raise BadPolicy([f"snapshot {seen.index.revision}: {each}" for each in err.problems]) from err
-        except Unusable as err:
-            raise BadPolicy([f"snapshot {seen.index.revision}: {each}" for each in err.problems]) from err
+            revision, objects = self._policies(seen)
+        except BadPolicy as bad:
+            if self._taken is None:
+                raise
+            problems = tuple(bad.problems)
+            revision, objects = self._taken
         objects = dataclasses.replace(objects, pods=pods_of(seen.pods))
-        accepted = accept_objects(objects, seen.index.revision)
-        return replace(accepted, wishes=replace(accepted.wishes, scope=scope_of(own.pod_cidrs, accepted.wishes.scope)))
+        accepted = accept_objects(objects, revision)
+        scope = scope_of(own.pod_cidrs, accepted.wishes.scope)
+        self._taken = revision, objects
+        return replace(accepted, wishes=replace(accepted.wishes, scope=scope), problems=problems)
 
-    def _objects(self, index: SnapshotIndex, pieces: Mapping[str, str]) -> Objects:
-        """Pods come and go more often than policies."""
-        if self._unpacked is None or self._unpacked[0] != index:
-            self._unpacked = index, objects_of(index, pieces, ONE_NODE)
-        return self._unpacked[1]
+    def _policies(self, seen: _Seen) -> tuple[str, Objects]:
+        """The revision that is offered, and its objects. Raises BadPolicy."""
+        if seen.broken:
+            raise BadPolicy(list(seen.broken))
+        index = seen.index
+        if index is None:
+            raise BadPolicy([self._why()])
+        if self._taken is not None and self._taken[0] == index.revision:
+            return self._taken  # pods come and go more often than policies
+        try:
+            return index.revision, objects_of(index, seen.pieces, ONE_NODE)
+        except Unusable as err:
+            raise BadPolicy([f"snapshot {index.revision}: {each}" for each in err.problems]) from err
 
     @property
     def offered(self) -> str:

@@ -90,7 +90,8 @@ class World:
             while True:
                 await self.source.changed(None)
                 try:
-                    self.source.read()
+                    if found := self.source.read().problems:
+                        return "; ".join(found)
                 except BadPolicy as bad:
                     return str(bad)
 
@@ -178,6 +179,29 @@ def test_pieces_that_do_not_come_are_told_and_what_was_read_stays(
                 SNAPSHOTS, {"metadata": {"name": "current"}, "spec": {"index": msgspec.to_builtins(index)}}
             )
             assert "is not there" in await w.refuses()
+
+    asyncio.run(act())
+
+
+def test_pods_come_and_go_while_a_snapshot_is_refused(tmp_path: Path) -> None:
+    """An operator that is newer than its nodes: their pods are held to the last policies that they could take."""
+
+    async def act() -> None:
+        async with world(tmp_path) as w:
+            revision = await w.offer(objects("one.example"))
+            await w.source.first(PATIENCE_S)
+            w.source.read()
+            newer = {"index": {"revision": "newer", "format": 1, "features": ["Telepathy"], "pieces": []}}
+            await w.server.put(SNAPSHOTS, {"metadata": {"name": "current"}, "spec": newer})
+            assert "needs feature Telepathy" in await w.refuses()
+            await w.server.put(PODS, pod("late", "10.244.1.9"))
+            assert await w.comes_to(revision, ("late",))
+            found = w.source.read()
+            assert (found.policy.pods[0].group, found.snapshot, w.source.offered) == (0, revision, "newer")
+            assert found.problems
+            again = await w.offer(objects("two.example"))
+            assert await w.comes_to(again, ("late",))
+            assert w.source.read().problems == ()
 
     asyncio.run(act())
 
