@@ -37,6 +37,7 @@ elif [ "${1:-}" = e2e ]; then
   need_command runc runc
   need_command mmdebstrap mmdebstrap
   need_command buildah buildah
+  need_command prometheus prometheus
   need_command openssl openssl
   need_file /usr/lib/cni/ptp containernetworking-plugins
 fi
