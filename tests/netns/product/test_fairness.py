@@ -58,7 +58,7 @@ class Misbehaviour:
 CASES = {
     "5,000 that ask by one byte a second, of which 3,500 may be pending": Misbehaviour("-t -c 5000", at_a_second=2000),
     "2,000 that never say a word": Misbehaviour("-q", held=2000, at_a_second=400),
-    "7,000 that never read an answer of 10 MB": Misbehaviour("-u -m G -n 7000", held=7000),
+    "3,000 that never read an answer of 10 MB": Misbehaviour("-u -m G -n 3000", held=3000),
     "2,000 to a server that never answers a SYN": Misbehaviour("", held=2000, at_a_second=1000, server="hole"),
     f"{LIMIT_OF_POD:,} idle ones, all that a pod may have": Misbehaviour(f"-m L -n {LIMIT_OF_POD}", held=LIMIT_OF_POD),
     f"{SWIFT},000 a second, reset at once": Misbehaviour("-m N", at_a_second=SWIFT * 1000),
