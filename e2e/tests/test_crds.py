@@ -14,6 +14,7 @@ from pellucid_policy.meta import API_VERSION
 from pellucid_policy.parse import parse_files
 
 from .conftest import Cluster, Figure
+from .product import Product
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "policy" / "manifests"
@@ -65,11 +66,10 @@ def _cases() -> Iterator[Case]:
 CASES = list(_cases())
 
 
-@pytest.fixture(scope="module")
-def api(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "manifests" / "crds.yaml"))
-    names = cluster.kubectl("get", "crd", "-o", "name").split()
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+@pytest.fixture
+def api(pellucid: Product) -> Cluster:
+    """With the kinds as the chart brings them."""
+    cluster = pellucid.cluster
     for namespace in sorted(
         {case.value["metadata"].get("namespace") or "default" for case in CASES if case.value.get("metadata")}
     ):

@@ -24,7 +24,7 @@ from .world import DAEMON_SETS, PROXIES, WATCHED, Body, Kind, Wanted
 log = logging.getLogger(__name__)
 
 STOPPED, FAILED, WRONG = 0, 1, 2
-WORKERS = 8
+WORKERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     settings.scanning.disabled = True  # kinds do not come and go; without them it ends, and is started again
     settings.networking.request_timeout = 60.0
     settings.queueing.worker_limit = WORKERS
+    settings.queueing.idle_timeout = 0.05  # each object has a worker for so long after its last event: more would starve the others
     settings.persistence.finalizer = "pellucid.dev/never"
     address, _, port = options.probe.rpartition(":")
     await kopf.operator(
@@ -187,3 +188,4 @@ def _log(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s") if sys.stderr.isatty() else _Json())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # of the kubelet's probes
