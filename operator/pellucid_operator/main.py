@@ -103,7 +103,9 @@ async def _watch(options: Options, loop: Loop, stop: asyncio.Event) -> None:
     settings.scanning.disabled = True  # kinds do not come and go; without them it ends, and is started again
     settings.networking.request_timeout = 60.0
     settings.queueing.worker_limit = WORKERS
-    settings.queueing.idle_timeout = 0.05  # each object has a worker for so long after its last event: more would starve the others
+    settings.queueing.idle_timeout = (
+        0.05  # each object has a worker for so long after its last event: more would starve the others
+    )
     settings.persistence.finalizer = "pellucid.dev/never"
     address, _, port = options.probe.rpartition(":")
     await kopf.operator(
