@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +11,6 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 from .world import Body, Key, Kind, key_of
-
-log = logging.getLogger(__name__)
 
 MANAGER = "pellucid-operator"
 PAGE = 500

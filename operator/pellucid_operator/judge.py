@@ -12,7 +12,7 @@ from msgspec import UNSET
 from pellucid_policy.features import ALL, ONE_NODE, PLACEMENT, unsupported
 from pellucid_policy.installation import SnapshotIndex, SnapshotSpec
 from pellucid_policy.meta import Namespace
-from pellucid_policy.objects import Object, Objects, collect
+from pellucid_policy.objects import Object, Objects, collect, key_of
 from pellucid_policy.parse import parse_values
 from pellucid_policy.snapshot import INDEX_NAME, Incomplete, Snapshot, TooLarge, Unusable, objects_of, snapshot_of
 
@@ -106,8 +106,6 @@ def _without(judged: Judgement, reason: str, message: str, last: Object | None) 
 
 def _offered_before(world: World) -> dict[Key, Object]:
     """What the snapshot in the cluster holds: the last accepted versions, with selectors of namespaces resolved then. Raises Unknown."""
-    from pellucid_policy.objects import key_of
-
     specs = {key[2]: body.get("spec") for key, body in world.of(SNAPSHOTS).items()}
     try:
         known = {name: msgspec.convert(spec, SnapshotSpec) for name, spec in specs.items()}

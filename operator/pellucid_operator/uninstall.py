@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from .cluster import Cluster, Refused
+from .cluster import Cluster
 from .world import DAEMON_SETS, NODES, SNAPSHOTS, key_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,3 @@ def _pods(cluster: Cluster, namespace: str, component: str) -> list[str]:
     )
     found = cluster.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")
     return [f"pod {each['metadata']['name']}" for each in found["items"]]
-
-
-__all__ = ["Refused", "uninstall"]

@@ -13,7 +13,7 @@ Body = Mapping[str, Any]
 
 
 class Kind(NamedTuple):
-    """path: of the collection, without a leading slash. namespaced: "" in a key for what has no namespace."""
+    """path: what stands before the plural, without a leading slash."""
 
     name: str
     path: str

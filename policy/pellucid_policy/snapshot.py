@@ -104,8 +104,9 @@ def snapshot_of(objects: Objects) -> tuple[Snapshot, dict[Key, str]]:
     buckets: dict[int, list[bytes]] = {}
     for each in sorted(shipped, key=key_of):
         text = texts[key_of(each)]
-        alone = len(_packed([text]))
-        if alone > MAX_PIECE_BYTES:
+        if (
+            len(text) > MAX_PIECE_BYTES // 2 and (alone := len(_packed([text]))) > MAX_PIECE_BYTES
+        ):  # no text doubles when packed
             raise TooLarge(each, alone)
         number = int.from_bytes(hashlib.sha256("\0".join(key_of(each)).encode()).digest()[:4]) % count
         buckets.setdefault(number, []).append(text)

@@ -48,10 +48,7 @@ def source_of(options: RunOptions) -> Source:
         from .source_folder import FolderSource  # either one's libraries are some megabytes
 
         return FolderSource(options.policy)
-    from .source_cluster import (  # its client takes ten megabytes, which a folder does not need
-        ClusterSource,
-        daemon_set_of,
-    )
+    from .source_cluster import ClusterSource, daemon_set_of
 
     try:
         return ClusterSource(in_cluster(), options.node, daemon_set_of())
